@@ -1,0 +1,1 @@
+"""The laboratory: where what the objectives promise is put to the test."""

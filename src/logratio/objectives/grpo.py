@@ -1,0 +1,156 @@
+"""GRPO: a clipped policy step whose baseline is the group's own mean reward."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from logratio.average import AVERAGES
+from logratio.batch import Batch, Policy, Term, Terms
+from logratio.credit import CREDITS
+from logratio.numerics import Estimator, clipped_surrogate, kl_estimate, masked_mean, stop
+from logratio.objective import Objective, Slopes
+from logratio.part import Needs, Part, Refused, needs
+
+
+def loss(
+    policy: Policy,
+    batch: Batch,
+    *,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    dual: float | None = None,
+    ratio: Literal["token", "sequence"] = "token",
+    surrogate: Literal["clip", "cispo"] = "clip",
+    behaviour_cap: float | None = None,
+    beta: float = 0.0,
+    estimator: Estimator = "k3",
+    corrected: bool = False,
+) -> Terms:
+    """Returns the clipped surrogate and, if asked, the KL to the reference, of every token.
+
+        loss_t = -w_t min(r A, clip(r, 1 - clip, 1 + clip_high) A) + beta KL_t,   r = exp(logp - old)
+
+    `ratio="sequence"` takes the mean log-ratio of the row (GSPO); `surrogate="cispo"` caps r under
+    stop-gradient and lets log p learn everywhere. `behaviour_cap` multiplies by min(old /
+    behaviour, cap) where truncated sampling drew from another law. `corrected` weighs the KL by r.
+    """
+    high = clip if clip_high is None else clip_high
+    log_ratio = ratios(policy, batch, ratio)
+    advantage = batch.stream("advantage")
+    value, slope = clipped_surrogate(log_ratio, advantage, low=clip, high=high, dual=dual)
+    if surrogate == "cispo":
+        value = stop(log_ratio.exp().clamp(max=1 + high)) * advantage * policy.logp
+    terms = {"policy": Term(loss=-importance(batch, behaviour_cap) * value)}
+    watch = {
+        "ratio": log_ratio.exp(),
+        "clip_low": ((slope == 0) & (advantage < 0)).to(slope.dtype),
+        "clip_high": ((slope == 0) & (advantage > 0)).to(slope.dtype),
+    }
+    if beta:
+        penalty, _ = divergence(policy, batch, estimator, corrected=corrected)
+        terms["kl"] = Term(loss=penalty, coefficient=beta)
+        watch["kl"] = penalty
+    return Terms(terms=terms, watch=watch)
+
+
+def coefficient(
+    policy: Policy,
+    batch: Batch,
+    *,
+    clip: float,
+    clip_high: float | None,
+    dual: float | None,
+    ratio: Literal["token", "sequence"],
+    surrogate: Literal["clip", "cispo"],
+    behaviour_cap: float | None,
+    beta: float,
+    estimator: Estimator,
+    corrected: bool,
+) -> Slopes:
+    """Returns -w r A where the surrogate follows r, and beta (1 - ref / policy) for k3."""
+    high = clip if clip_high is None else clip_high
+    log_ratio, advantage = ratios(policy, batch, ratio), batch.stream("advantage")
+    _, slope = clipped_surrogate(log_ratio, advantage, low=clip, high=high, dual=dual)
+    if surrogate == "cispo":
+        slope = log_ratio.exp().clamp(max=1 + high) * advantage
+    slopes = {"policy": {"logp": -importance(batch, behaviour_cap) * slope}}
+    if beta:
+        stream = "kl" if estimator == "exact" else "logp"
+        _, pull = divergence(policy, batch, estimator, corrected=corrected)
+        slopes["kl"] = {stream: pull}
+    return slopes
+
+
+def ratios(
+    policy: Policy, batch: Batch, ratio: Literal["token", "sequence"]
+) -> Float[Tensor, "B T"]:
+    """Returns log r of each token, or of its whole row with the slope left to each token."""
+    log_ratio = policy.logp - batch.stream("old")
+    if ratio == "token":
+        return log_ratio
+    return stop(masked_mean(log_ratio, batch.mask))[:, None] + policy.logp - stop(policy.logp)
+
+
+def importance(batch: Batch, cap: float | None) -> Float[Tensor, "B T"]:
+    """Returns each token's weight, times its truncated importance ratio old / behaviour if asked."""
+    weight = batch.stream("weight")
+    if cap is None:
+        return weight
+    return weight * (batch.stream("old") - batch.stream("behaviour")).exp().clamp(max=cap)
+
+
+def divergence(
+    policy: Policy, batch: Batch, estimator: Estimator, *, corrected: bool
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Returns the KL to the reference at each token, and its slope."""
+    if estimator == "exact":
+        return policy.stream("kl"), torch.ones_like(policy.logp)
+    log_ratio = policy.logp - batch.stream("old") if corrected else None
+    ref = batch.stream("ref")
+    return kl_estimate(policy.logp, ref, estimator=estimator, log_ratio=log_ratio)
+
+
+def reads(*, beta: float, estimator: Estimator, behaviour_cap: float | None, **_: object) -> Needs:
+    """Returns old log-probs and advantages, and the reference's or the sampler's where asked."""
+    reference = ["ref"] if beta and estimator != "exact" else []
+    sampler = ["behaviour"] if behaviour_cap is not None else []
+    exact = ["kl"] if beta and estimator == "exact" else []
+    return needs("old", "advantage", *reference, *sampler, policy=exact)
+
+
+def check(objective: Objective) -> None:
+    """Refuses clips without room, a KL in loss and reward at once, a correction of nothing."""
+    settings, credit = objective.loss.resolved(), objective.credit.resolved()
+    if not 0 < settings["clip"] <= 1:
+        raise Refused(f"`clip` is {settings['clip']}, but it must be above 0 and at most 1")
+    if settings["dual"] is not None and settings["dual"] <= 1:
+        raise Refused(f"`dual` is {settings['dual']}, but it must be above 1")
+    if settings["beta"] and credit.get("kl"):
+        raise Refused(f"`beta` is {settings['beta']} and `credit.kl` is {credit['kl']}: the KL goes "
+                      "into the loss or into the reward, so set one of them to 0")  # fmt: skip
+    if settings["corrected"] and (not settings["beta"] or settings["estimator"] == "exact"):
+        raise Refused("`corrected` is True, but it needs `beta` above 0 and a sampled `estimator`")
+
+
+PRESETS = {
+    "as_written": {"beta": 1.0, "estimator": "k3", "average": "per_sequence"},
+    "deepseek_math": {"beta": 0.04, "estimator": "k3", "average": "per_sequence"},
+    "process": {"credit": "process"},
+    "dr_grpo": {"credit.spread": "none", "average": "fixed_length"},
+    "rloo": {"credit.center": "leave_one_out", "credit.spread": "none", "average": "summed"},
+    "gspo": {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4},
+    "cispo": {"surrogate": "cispo", "clip_high": 4.0, "average": "per_token"},
+    "top_entropy": {"weight": "top_entropy"},
+}
+
+grpo = Objective(
+    name="grpo",
+    loss=Part(loss, reads),
+    coefficient=coefficient,
+    credit=CREDITS["group"],
+    average=AVERAGES["per_sequence"],
+    presets=PRESETS,
+    check=check,
+)
