@@ -72,4 +72,4 @@ def reward_model(pairs: Pairs, settings: Mapping[str, Any]) -> Result:
     return reduced(objective, policy, pair_batch(pairs), leaf)
 
 
-LOSSES = {"grpo": grpo, "dapo": dapo, "dpo": dpo, "reward_model": reward_model}
+LOSSES = {"grpo": grpo, "rloo": grpo, "dapo": dapo, "dpo": dpo, "reward_model": reward_model}

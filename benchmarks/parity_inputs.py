@@ -1,14 +1,26 @@
 """Random inputs for the comparison with TRL: groups of rollouts, and pairs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 PAD, EOS = 0, 1
-GROUPS, SIZE, LONGEST, PAIRS = 4, 4, 13, 12
-LARGE = 1000.0  # TRL adds 1e-4 to a deviation; beside this one that is below fp32's rounding
+GROUPS, SIZE, LONGEST, PAIRS = 4, 7, 13, 12
+LARGE = 1e6  # TRL adds 1e-4 to a deviation; beside this one that is below fp32's rounding
+
+Kind = Literal[
+    "pairs",
+    "plain",
+    "truncated",
+    "tools",
+    "on_policy",
+    "on_policy_binary",
+    "binary",
+    "equal",
+    "far",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +62,8 @@ def lengths_to_mask(lengths: Tensor, longest: int = LONGEST) -> Tensor:
     return torch.arange(longest) < lengths[:, None]
 
 
-def draw_groups(seed: int, kind: Literal["plain", "truncated", "tools"] = "plain") -> Groups:
-    """Returns four groups of four ragged rollouts; in the second all rewards are equal.
+def draw_groups(seed: int) -> Groups:
+    """Returns four groups of seven ragged rollouts; in the second all rewards are equal.
 
     The log-ratios have a part per sequence and a part per token, so that token ratios and
     sequence ratios both fall on either side of every clip range that the rows use.
@@ -60,27 +72,45 @@ def draw_groups(seed: int, kind: Literal["plain", "truncated", "tools"] = "plain
     rows = GROUPS * SIZE
     lengths = torch.randint(2, LONGEST + 1, (rows,), generator=source)
     lengths[0], lengths[1] = LONGEST, 1
-    mask = lengths_to_mask(lengths)
     group = torch.arange(GROUPS).repeat_interleave(SIZE)
     reward = LARGE * torch.randn(rows, generator=source)
-    reward[group == 1] = LARGE
     logp = -0.2 - 3 * torch.rand(rows, LONGEST, generator=source)
     drift = 0.3 * torch.randn(rows, 1, generator=source)
     drift = drift + 0.3 * torch.randn(rows, LONGEST, generator=source)
     spread = 0.5 * torch.randn(rows, LONGEST, generator=source)
-    entropy = 2 * torch.rand(rows, LONGEST, generator=source)
-    truncated = torch.zeros(rows, dtype=torch.bool)
-    if kind == "truncated":
-        truncated = torch.rand(rows, generator=source) < 0.3
-        truncated[0], truncated[1] = True, False
-    if kind == "tools":
-        tool = torch.rand(rows, LONGEST, generator=source) < 0.25
-        tool[:, 0] = False
-        mask = mask & ~tool
     return Groups(
-        mask=mask, lengths=lengths, group=group, reward=reward, truncated=truncated,
-        logp=logp, old=logp - drift, ref=logp - spread, entropy=entropy,
-    )  # fmt: skip
+        mask=lengths_to_mask(lengths),
+        lengths=lengths,
+        group=group,
+        reward=torch.where(group == 1, LARGE, reward),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+        logp=logp,
+        old=logp - drift,
+        ref=logp - spread,
+        entropy=2 * torch.rand(rows, LONGEST, generator=source),
+    )
+
+
+def vary(groups: Groups, kind: Kind, seed: int) -> Groups:
+    """Returns the rollouts as the kind of input wants them."""
+    source = torch.Generator().manual_seed(seed)
+    binary = (groups.reward > 0).float()
+    cut = torch.rand(len(groups.mask), generator=source) < 0.3
+    cut[0], cut[1] = True, False
+    tool = torch.rand(groups.mask.shape, generator=source) < 0.25
+    tool[:, 0] = False
+    far = groups.ref.clone()
+    far[0, 0] = groups.logp[0, 0] + 21
+    changes: dict[str, dict[str, Tensor]] = {
+        "truncated": {"truncated": cut},
+        "tools": {"mask": groups.mask & ~tool},
+        "on_policy": {"old": groups.logp},
+        "on_policy_binary": {"old": groups.logp, "reward": binary},
+        "binary": {"reward": binary},
+        "equal": {"reward": torch.full_like(groups.reward, 0.7)},
+        "far": {"ref": far},
+    }
+    return replace(groups, **changes.get(kind, {}))
 
 
 def draw_pairs(seed: int) -> Pairs:
@@ -98,3 +128,8 @@ def draw_pairs(seed: int) -> Pairs:
         margin=torch.rand(PAIRS, generator=source),
         score=2 * torch.randn(rows, generator=source),
     )
+
+
+def draw(kind: Kind, seed: int) -> Groups | Pairs:
+    """Returns the inputs of one kind."""
+    return draw_pairs(seed) if kind == "pairs" else vary(draw_groups(seed), kind, seed)

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from parity_inputs import LONGEST, Groups
+from parity_inputs import LONGEST, Groups, Kind
 
 Settings = Mapping[str, Any]
 
@@ -21,19 +21,12 @@ class Row:
     """One loss on both sides. `fault` replaces settings of ours, and the row must then fail."""
 
     name: str
-    objective: Literal["grpo", "dapo", "dpo", "reward_model"]
     theirs: Settings
     ours: Settings
     fault: Settings
-    inputs: Literal["pairs", "plain", "truncated", "tools", "on_policy"] = "plain"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupRow(Row):
-    """A row of GRPO; ours takes the sample deviation, as TRL does."""
-
-    objective: Literal["grpo", "dapo", "dpo", "reward_model"] = "grpo"
-    ours: Settings = field(default_factory=dict)
+    objective: Literal["grpo", "rloo", "dapo", "dpo", "reward_model"] = "grpo"
+    inputs: Kind = "plain"
+    gradient_only: bool = False  # the losses differ by what has no gradient
 
 
 SAMPLE = {"credit.spread": "sample"}
@@ -83,17 +76,16 @@ PAIR_ROWS = [
 ]  # fmt: skip
 
 AVERAGE_ROWS = [
-    GroupRow(
+    Row(
         name="GRPO grpo", theirs={"loss_type": "grpo"}, ours=SAMPLE,
         fault={"credit.spread": "population"},
     ),
-    GroupRow(
-        name="GRPO grpo, first inner step", inputs="on_policy",
-        theirs={"loss_type": "grpo", "num_iterations": 1, "scale_rewards": "none", "beta": 0.1},
-        ours={"credit.spread": "none", "beta": 0.1, "corrected": True},
-        fault={"corrected": False},
+    Row(
+        name="GRPO dapo, first inner step", inputs="on_policy",
+        theirs={"loss_type": "dapo", "num_iterations": 1, "beta": 0.5},
+        ours={**TOKEN, "beta": 0.5, "corrected": True}, fault={"corrected": False},
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo", theirs={"loss_type": "dapo"}, ours=TOKEN,
         fault={"average": "per_sequence"},
     ),
@@ -101,55 +93,60 @@ AVERAGE_ROWS = [
         name="GRPO dapo, our `dapo`", objective="dapo", theirs={"loss_type": "dapo", **HIGHER},
         ours={"credit.signed": False, **SAMPLE}, fault=SWAPPED,
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo, two micro-batches", theirs={"loss_type": "dapo", "micro_batches": 2},
         ours=TOKEN, fault={"average": "per_group_token"},
     ),
-    GroupRow(
+    Row(
         name="GRPO dr_grpo", theirs={"loss_type": "dr_grpo", "scale_rewards": "none"},
         ours={"preset": "dr_grpo", "average.length": LONGEST},
         fault={"average.length": LONGEST + 1},
     ),
-    GroupRow(
+    Row(
         name="GRPO bnpo", theirs={"loss_type": "bnpo"}, ours=TOKEN,
         fault={"average": "summed"},
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo, tool tokens masked", inputs="tools", theirs={"loss_type": "dapo"},
         ours=TOKEN, fault={"average": "per_sequence"},
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo, truncated masked", inputs="truncated",
         theirs={"loss_type": "dapo", "mask_truncated_completions": True},
         ours={**TOKEN, "average.truncated": "leave_out"}, fault={"average.truncated": "count"},
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo, top-entropy tokens",
         theirs={"loss_type": "dapo", "top_entropy_quantile": 0.2},
         ours={**TOKEN, "weight": "top_entropy", "weight.share": quantile_share},
         fault={"weight.share": 0.3},
     ),
+    Row(
+        name="RLOO, first inner step", objective="rloo", inputs="on_policy_binary",
+        theirs={"beta": 0.05}, ours={"preset": "rloo", "credit.kl": 0.05},
+        fault={"credit.center": "mean"}, gradient_only=True,
+    ),
 ]  # fmt: skip
 
 SURROGATE_ROWS = [
-    GroupRow(
+    Row(
         name="GRPO grpo, asymmetric clip", theirs={"loss_type": "grpo", **HIGHER},
         ours={**SAMPLE, **CLIPS}, fault=SWAPPED,
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo, two-sided cap", theirs={"loss_type": "dapo", **HIGHER, "delta": 1.5},
         ours={**TOKEN, **CLIPS, "dual": 1.5}, fault={"dual": None},
     ),
-    GroupRow(
+    Row(
         name="GRPO cispo", theirs={"loss_type": "cispo", "epsilon_high": 1.28},
         ours={**TOKEN, "surrogate": "cispo", "clip_high": 0.28}, fault={"clip_high": 1.28},
     ),
-    GroupRow(
+    Row(
         name="GRPO sequence ratio (GSPO)",
         theirs={"loss_type": "grpo", "importance_sampling_level": "sequence", **HIGHER},
         ours={**SAMPLE, **CLIPS, "ratio": "sequence"}, fault={"ratio": "token"},
     ),
-    GroupRow(
+    Row(
         name="GRPO sequence ratio, GSPO's clips",
         theirs={
             "loss_type": "grpo", "importance_sampling_level": "sequence",
@@ -157,25 +154,25 @@ SURROGATE_ROWS = [
         },
         ours={**SAMPLE, "preset": "gspo"}, fault={"clip": 0.2, "clip_high": 0.2},
     ),
-    GroupRow(
+    Row(
         name="GRPO sequence ratio, per token",
         theirs={"loss_type": "dapo", "importance_sampling_level": "sequence", **HIGHER},
         ours={**TOKEN, **CLIPS, "ratio": "sequence"}, fault=SWAPPED,
     ),
-    GroupRow(
+    Row(
         name="GRPO k3, corrected (TRL's default)", theirs={"loss_type": "grpo", "beta": 0.5},
         ours={**SAMPLE, "beta": 0.5, "corrected": True}, fault={"corrected": False},
     ),
-    GroupRow(
+    Row(
         name="GRPO k3, uncorrected",
         theirs={"loss_type": "grpo", "beta": 0.5, "use_bias_correction_kl": False},
         ours={**SAMPLE, "beta": 0.5}, fault={"estimator": "k2"},
     ),
-    GroupRow(
+    Row(
         name="GRPO dapo, k3 corrected", theirs={"loss_type": "dapo", "beta": 0.5},
         ours={**TOKEN, "beta": 0.5, "corrected": True}, fault={"beta": 0.55},
     ),
-    GroupRow(
+    Row(
         name="GRPO sequence ratio, k3 uncorrected",
         theirs={
             "loss_type": "grpo", "importance_sampling_level": "sequence", **HIGHER,

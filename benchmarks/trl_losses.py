@@ -140,48 +140,55 @@ def grpo(groups: Groups, *, micro_batches: int = 1, **settings: Any) -> Result:
     Advantages, masks and `num_items_in_batch` are TRL's own too. The losses of the micro-batches
     of one optimiser step are added, as its training loop does.
     """
+    from trl import GRPOConfig, GRPOTrainer
     from trl.trainer.utils import split_tensor_dict
 
     leaf = groups.logp.clone().requires_grad_()
-    trainer = grpo_trainer(groups, leaf, micro_batches=micro_batches, **settings)
+    arguments = config(
+        GRPOConfig,
+        per_device_train_batch_size=len(groups.mask) // micro_batches,
+        gradient_accumulation_steps=micro_batches,
+        num_generations=int((groups.group == 0).sum()),
+        # with one iteration TRL takes the ratio to be 1, without looking at the old log-probs
+        **{"max_completion_length": LONGEST, "num_iterations": 2, **settings},
+    )
+    trainer = sampler(bare(GRPOTrainer, arguments), groups, leaf)
+    trainer._generate = lambda _prompts: generated(groups)
     inputs = trainer._generate_and_score_completions([{"prompt": "x"}] * len(groups.mask))
     parts = split_tensor_dict(inputs, micro_batches)
     losses = [trainer._compute_loss(trainer.model, part) for part in parts]
     return result(torch.stack(losses).sum(), leaf)
 
 
-def grpo_advantages(groups: Groups, **settings: Any) -> Tensor:
-    """Returns the advantages `[B]` that TRL makes of the rewards."""
-    trainer = grpo_trainer(groups, groups.logp.clone(), micro_batches=1, **settings)
-    inputs = trainer._generate_and_score_completions([{"prompt": "x"}] * len(groups.mask))
-    return inputs["advantages"]
+def rloo(groups: Groups, **settings: Any) -> Result:
+    """Returns `RLOOTrainer._compute_loss` and its gradient with respect to the log-probs."""
+    from trl import RLOOConfig, RLOOTrainer
 
-
-def grpo_trainer(groups: Groups, leaf: Tensor, *, micro_batches: int, **settings: Any) -> Any:
-    """Returns a trainer whose generation, rewards and log-probs are those of the groups."""
-    from trl import GRPOConfig, GRPOTrainer
-
+    leaf = groups.logp.clone().requires_grad_()
+    size = int((groups.group == 0).sum())
+    rows = len(groups.mask)
     arguments = config(
-        GRPOConfig,
-        per_device_train_batch_size=len(groups.mask) // micro_batches,
-        gradient_accumulation_steps=micro_batches,
-        num_generations=int((groups.group == 0).sum()),
-        num_iterations=2,  # more than one: otherwise TRL takes the ratio to be 1
-        **{"max_completion_length": LONGEST, **settings},
+        RLOOConfig, per_device_train_batch_size=rows, num_generations=size, **settings
     )
+    trainer = sampler(bare(RLOOTrainer, arguments), groups, leaf)
+    trainer._generate = lambda _prompts: [generated(groups)[place] for place in (0, 1, 3)]
+    inputs = trainer._generate_and_score_completions([{"prompt": "x"}] * rows)
+    return result(trainer._compute_loss(trainer.model, inputs), leaf)
+
+
+def sampler(trainer: Any, groups: Groups, leaf: Tensor) -> Any:
+    """Returns the trainer with the rewards and log-probs of the groups for its own."""
+    arguments = trainer.args
     high = arguments.epsilon if arguments.epsilon_high is None else arguments.epsilon_high
-    trainer = bare(
-        GRPOTrainer, arguments, model=Model(), ref_model=Model(),
-        epsilon_low=arguments.epsilon, epsilon_high=high,
-        current_gradient_accumulation_steps=micro_batches,
+    trainer.__dict__.update(
+        model=Model(), ref_model=Model(), epsilon_low=arguments.epsilon, epsilon_high=high,
+        current_gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         environment_factories=None, environments=None, tools=None, _is_vlm=False,
         _tokenizer=SimpleNamespace(pad_token_id=PAD), eos_token_ids=[EOS],
         reward_func_names=["reward"], _entropy_bonus_enabled=False,
         _logs=defaultdict(list, rewards=defaultdict(list)),
-        _pending_extra_logs={}, _pending_metrics={},
+        _pending_extra_logs={}, _pending_metrics={}, reward_weights=torch.ones(1),
     )  # fmt: skip
-    trainer.reward_weights = torch.ones(1)
-    trainer._generate = lambda _prompts: generated(groups)
     trainer._calculate_rewards = lambda *_: groups.reward[:, None].clone()
     trainer._get_per_token_logps_and_entropies = MethodType(log_probs(groups, leaf), trainer)
     return trainer
@@ -200,7 +207,7 @@ def generated(groups: Groups) -> tuple[Any, ...]:
 def log_probs(groups: Groups, leaf: Tensor) -> Any:
     """Returns what stands in for the model: the leaf, or the old or reference log-probs."""
 
-    def function(self: Any, model: Any, input_ids: Tensor, mask: Tensor, kept: int, **_: Any):
+    def function(self: Any, model: Any, input_ids: Tensor, mask: Tensor, kept: int, *_, **__: Any):
         rows = input_ids[:, 0]
         stream = leaf if torch.is_grad_enabled() else groups.old
         stream = groups.ref if model is self.ref_model else stream
@@ -209,3 +216,6 @@ def log_probs(groups: Groups, leaf: Tensor) -> Any:
         return logp, torch.where(attended, groups.entropy[rows, :kept], 0.0), None
 
     return function
+
+
+LOSSES = {"grpo": grpo, "rloo": rloo, "dapo": grpo, "dpo": dpo, "reward_model": reward_model}

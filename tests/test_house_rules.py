@@ -118,7 +118,7 @@ def test_a_wide_tolerance_says_which_arithmetic_needs_it(path):
     assert not wide - explained
 
 
-LIGHT = ("records", "part", "recipe", "run", "store", "report")
+LIGHT = ("settings", "part", "records", "recipe", "run", "store", "report")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from logratio.batch import Batch, Unit, Weights
 from logratio.numerics import group_sum
-from logratio.part import Needs, Part, Refused, needs
+from logratio.part import Needs, Part, needs
+from logratio.settings import AtLeastOne, Refused
 
 Truncated = Literal["count", "leave_out"]
 Count = Literal["kept", "drawn"]
@@ -53,7 +54,7 @@ def per_pair(batch: Batch, unit: Unit, *, truncated: Truncated = "count") -> Wei
 
 
 def fixed_length(
-    batch: Batch, unit: Unit, *, length: int, truncated: Truncated = "count"
+    batch: Batch, unit: Unit, *, length: AtLeastOne, truncated: Truncated = "count"
 ) -> Weights:
     """Returns weight 1 / length for every token, divided by the number of rows (Dr.GRPO)."""
     mask = token_mask(batch, unit, truncated, "fixed_length")

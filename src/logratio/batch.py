@@ -6,14 +6,15 @@ token t. *State* streams are `[B, T+1]`: column t is about the state before toke
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from logratio.part import Part, Refused
+from logratio.part import Part
+from logratio.settings import Refused
 
 Unit = Literal["token", "sequence", "pair"]
 
@@ -24,9 +25,7 @@ class Batch:
 
     mask: Bool[Tensor, "B T"]  # True where the policy chose the token
     group: Int[Tensor, " B"]  # rows with equal ids answer the same prompt
-    pair: Int[Tensor, " B"] | None = (
-        None  # 2k on the chosen (first) row of pair k, 2k+1 on the other
-    )
+    pair: Int[Tensor, " B"] | None = None  # pair k: chosen or first row 2k, other 2k+1
     reward: Float[Tensor, " B"] | None = None
     advantage: Float[Tensor, "B T"] | None = None
     weight: Float[Tensor, "B T"] | None = None  # None: every token weighs 1
@@ -68,9 +67,10 @@ class Batch:
 
     def rows(self, index: Tensor | slice) -> "Batch":
         """Returns some of the rows."""
-        streams = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "columns"}
-        cut = {name: None if value is None else value[index] for name, value in streams.items()}
-        return Batch(**cut, columns={k: v[index] for k, v in self.columns.items()})
+        present = {name: getattr(self, name) for name in STREAMS}
+        cut = {name: value[index] for name, value in present.items() if value is not None}
+        columns = {name: column[index] for name, column in self.columns.items()}
+        return replace(self, mask=self.mask[index], columns=columns, **cut)
 
     def clean(self) -> "Batch":
         """Returns the batch with 0 wherever the mask is False, and no float below 32 bits."""
@@ -83,7 +83,7 @@ class Batch:
         return replace(self, **stream, columns=columns)
 
     def sides(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-        """Returns the rows of the chosen (first) and of the rejected (second) side, pair by pair."""
+        """Returns the rows of the chosen (first) sides, and of the others, pair by pair."""
         order = self.stream("pair").argsort()
         paired = order[self.stream("pair")[order] >= 0]
         return paired[0::2], paired[1::2]

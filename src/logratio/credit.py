@@ -24,7 +24,8 @@ from logratio.numerics import (
     last_token,
     masked_sum,
 )
-from logratio.part import Needs, Part, Refused, needs
+from logratio.part import Needs, Part, needs
+from logratio.settings import AtLeastOne, AtLeastZero, Fraction, Refused
 
 Columns = Mapping[str, Tensor]
 Spread = Literal["population", "sample", "batch", "none"]
@@ -46,13 +47,13 @@ def group(
     *,
     center: Literal["mean", "leave_one_out"] = "mean",
     spread: Spread = "population",
-    kl: float = 0.0,
+    kl: AtLeastZero = 0.0,
     estimator: Estimator = "k1",
     signed: bool = False,
-    overlong_limit: int | None = None,
-    overlong_cache: int | None = None,
+    overlong_limit: AtLeastOne | None = None,
+    overlong_cache: AtLeastOne | None = None,
 ) -> Columns:
-    """Returns each rollout's reward against its group's, on all of its tokens (outcome supervision).
+    """Returns each rollout's reward against its group's, on all its tokens (outcome supervision).
 
         A_i = (r_i - mean r) / deviation r;   leave_one_out: A_i = r_i - mean of the others
 
@@ -91,9 +92,9 @@ def process(batch: Batch, *, spread: Spread = "population") -> Columns:
 def gae(
     batch: Batch,
     *,
-    discount: float = 1.0,
-    trace: float = 0.95,
-    kl: float = 0.05,
+    discount: Fraction = 1.0,
+    trace: Fraction = 0.95,
+    kl: AtLeastZero = 0.05,
     estimator: Estimator = "k1",
     rewards: Literal["outcome", "steps"] = "outcome",
     truncated: Literal["end", "bootstrap"] = "end",
@@ -121,7 +122,8 @@ def gae(
     ahead = at_next_state(values, mask, beyond)
     now = values[:, :-1]
     delta = torch.where(mask, received + discount * ahead - now, 0.0)
-    advantage = backward_scan(delta, torch.where(mask, discount * trace, 1.0))
+    factors = torch.where(mask, torch.full_like(delta, discount * trace), 1.0)
+    advantage = backward_scan(delta, factors)
     returns = torch.where(mask, advantage + now, 0.0)
     return {"advantage": whitened(advantage, mask, enabled=whiten), "returns": returns}
 
@@ -155,14 +157,14 @@ def pairs(batch: Batch, *, corrected: bool = True) -> Columns:
 
 
 def overlong_penalty(batch: Batch, *, limit: int | None, cache: int | None) -> Float[Tensor, " B"]:
-    """Returns DAPO's length reward: 0 up to limit - cache, falling to -1 at the limit and beyond."""
+    """Returns DAPO's length reward: 0 up to limit - cache, falling to -1 at the limit."""
     length = batch.mask.sum(1).to(batch.dtype)
     if limit is None and cache is None:
         return torch.zeros_like(length)
-    if limit is None or cache is None or not 0 < cache <= limit:
+    if limit is None or cache is None or cache > limit:
         raise Refused(
             f"`overlong_limit` is {limit} and `overlong_cache` is {cache}, but both must be given, "
-            "with 0 < cache <= limit"
+            "with cache at most limit"
         )
     return ((limit - cache - length) / cache).clamp(-1, 0)
 
@@ -221,10 +223,10 @@ def whitened(
     """Returns values with mean 0 and deviation 1 over the chosen tokens, if enabled."""
     chosen = values[mask]
     if enabled and chosen.numel() > 1:
-        centre = values - chosen.mean()
-        deviation = chosen.std(correction=0)
-        values = torch.where(deviation > 1e-6, centre / deviation.clamp(min=1e-6), centre)
-    return torch.where(mask, values, 0.0)
+        together = torch.zeros(chosen.shape, dtype=torch.long, device=chosen.device)
+        values = torch.zeros_like(values)
+        values[mask] = centred(chosen, together, spread="population")
+    return values
 
 
 def check_group_size(owner: Int[Tensor, " B"], *, least: int = 2) -> None:

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from logratio.part import Part, Refused
+from logratio.part import Part
 from logratio.records import Graded
+from logratio.settings import AtLeastOne, Refused
 
 
 def everything(graded: Sequence[Graded]) -> list[bool]:
@@ -22,7 +23,11 @@ def above(graded: Sequence[Graded], *, bar: float = 0.0) -> list[bool]:
 
 
 def best(
-    graded: Sequence[Graded], *, count: int = 1, distinct: bool = True, bar: float | None = None
+    graded: Sequence[Graded],
+    *,
+    count: AtLeastOne = 1,
+    distinct: bool = True,
+    bar: float | None = None,
 ) -> list[bool]:
     """Returns True for the `count` best rollouts of each group; on a tie the earlier one.
 

@@ -1,6 +1,6 @@
 """Arithmetic that losses share: ratios, clipping, KL estimators, stable sums, scans, `stop`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,8 +11,8 @@ from torch import Tensor
 Estimator = Literal["k1", "k2", "k3", "exact"]
 LARGEST_LOG_RATIO = 20.0  # e^20 is 5e8; past it a k3 value carries no gradient
 
-_stopped: list[Tensor] | None = None
-_replayed: Iterator[Tensor] | None = None
+_stopped: list[list[Tensor]] = []  # the innermost recording comes last
+_replayed: list[Iterator[Tensor]] = []
 
 
 def stop(value: Tensor) -> Tensor:
@@ -21,33 +21,31 @@ def stop(value: Tensor) -> Tensor:
     Every stop-gradient of the library goes through here, so that a test can record the stopped
     values once, replay them, and let finite differences hold fixed what autograd holds fixed.
     """
-    if _replayed is not None:
-        return next(_replayed)
-    if _stopped is not None:
-        _stopped.append(value.detach())
+    if _replayed:
+        return next(_replayed[-1])
+    if _stopped:
+        _stopped[-1].append(value.detach())
     return value.detach()
 
 
 @contextmanager
-def recorded() -> Iterator[list[Tensor]]:
+def recorded() -> Generator[list[Tensor]]:
     """Keeps every value that `stop` sees in the list that it gives."""
-    global _stopped
-    _stopped = []
+    _stopped.append([])
     try:
-        yield _stopped
+        yield _stopped[-1]
     finally:
-        _stopped = None
+        _stopped.pop()
 
 
 @contextmanager
-def replayed(values: list[Tensor]) -> Iterator[None]:
+def replayed(values: list[Tensor]) -> Generator[None]:
     """Makes `stop` return these values, in order, whatever it is given."""
-    global _replayed
-    _replayed = iter(values)
+    _replayed.append(iter(values))
     try:
         yield
     finally:
-        _replayed = None
+        _replayed.pop()
 
 
 def masked_sum(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
@@ -99,9 +97,30 @@ def at_next_state(
     return torch.where(mask, carried[:, 1:], 0.0)
 
 
+def trace_return(
+    states: Float[Tensor, "B T+1"],
+    mask: Bool[Tensor, "B T"],
+    last: Float[Tensor, " B"],
+    *,
+    trace: float,
+) -> Float[Tensor, "B T"]:
+    """Returns the lambda-return of state values: x_t = (1 - trace) V_{t+1} + trace x_{t+1}.
+
+    It ends in `last` at the last chosen token. Trace 0 looks one state ahead, trace 1 to the end.
+    """
+    ends = last_token(mask)
+    ahead = at_next_state(states, mask, last)
+    mixed = torch.where(ends, ahead, (1 - trace) * ahead)
+    factors = torch.full_like(mixed, trace).masked_fill(~mask, 1.0).masked_fill(ends, 0.0)
+    return backward_scan(mixed, factors) * mask
+
+
 def group_index(group: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """Returns each item's group as 0, 1, 2, ... and the size of the group that it is in."""
-    _, index, counts = group.unique(return_inverse=True, return_counts=True)
+    found: tuple[Tensor, Tensor, Tensor] = torch.unique(
+        group, return_inverse=True, return_counts=True
+    )
+    _, index, counts = found
     return index, counts[index]
 
 
@@ -136,10 +155,10 @@ def group_log_mean_exp(
     >>> round(value[0].exp().item(), 6), size[0].item()
     (0.5, 1.0)
     """
-    peak = group_extreme(values, group, largest=True)
+    peak = group_extreme(values, group, largest=True).nan_to_num(neginf=0.0)
     weights = (values - peak).exp()
     total = group_sum(weights, group)
-    size = total.square() / group_sum(weights.square(), group)
+    size = total.square() / group_sum(weights.square(), group).clamp(min=1e-30)
     return peak + (total / group_index(group)[1]).log(), size
 
 
@@ -155,12 +174,13 @@ def clipped_surrogate(
 
         S = min(r A, clip(r, 1 - low, 1 + high) A);   A < 0 and dual: max(S, dual A)
 
-    The slope is r A while S follows r, else 0.
+    The slope is r A while S follows r, else 0; past r = e^20 the ratio is held.
     """
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
     plain = ratio * advantage
     surrogate = torch.minimum(plain, ratio.clamp(1 - low, 1 + high) * advantage)
     released = torch.where(advantage >= 0, ratio > 1 + high, ratio < 1 - low)
+    released = released | (log_ratio > LARGEST_LOG_RATIO)
     if dual is not None:
         floor = torch.where(advantage < 0, dual * advantage, -torch.inf)
         released = released | (surrogate < floor)
@@ -194,8 +214,9 @@ def kl_estimate(
         raise ValueError("the exact KL is read from the head, it is not estimated from a sample")
     if log_ratio is None:
         return value, slope
-    ratio = log_ratio.exp()
-    return ratio * value, ratio * (value + slope)
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
+    follows = torch.where(log_ratio > LARGEST_LOG_RATIO, 0.0, value)
+    return ratio * value, ratio * (follows + slope)
 
 
 def soft_cross_entropy(

@@ -15,7 +15,8 @@ from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms, Unit, Weights
 from logratio.credit import CREDITS
 from logratio.keep import KEEPS
-from logratio.part import Needs, Part, Refused, defaults, unknown
+from logratio.part import Needs, Part
+from logratio.settings import Refused, defaults, unknown
 from logratio.weight import WEIGHTS
 
 Slopes = Mapping[str, Mapping[str, Tensor]]  # term -> stream, head or scalar -> slope per item
@@ -43,10 +44,10 @@ class Objective:
     name: str
     loss: Part
     coefficient: Callable[..., Slopes] | None = None
-    keep: Part = KEEPS["everything"]  # noqa: RUF009 (a frozen value, as are the next three)
-    credit: Part = CREDITS["none"]  # noqa: RUF009
-    weight: Part = WEIGHTS["uniform"]  # noqa: RUF009
-    average: Part = AVERAGES["per_token"]  # noqa: RUF009
+    keep: Part = KEEPS["everything"]
+    credit: Part = CREDITS["none"]
+    weight: Part = WEIGHTS["uniform"]
+    average: Part = AVERAGES["per_token"]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     check: Callable[["Objective"], None] = agree
 
@@ -149,6 +150,13 @@ class Objective:
                     part = torch.nn.functional.pad(part, (0, 1))
                 total[stream] = total[stream] + part if stream in total else part
         return total
+
+
+def only(objective: Objective, name: str, *, when: bool, reads: str) -> None:
+    """Refuses a setting of the loss that was changed but that nothing would read."""
+    value = objective.loss.resolved()[name]
+    if not when and value != defaults(objective.loss.function)[name]:
+        raise Refused(f"`{name}` is {value!r}, but only {reads} reads it")
 
 
 def chosen(slot: str, value: object, owner: str) -> Part:

@@ -1,6 +1,6 @@
 """Per-token weights of the policy loss: `(batch, *, settings) -> [B, T]`, before any cut."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from logratio.batch import Batch
 from logratio.numerics import masked_sum
-from logratio.part import Part, Refused, needs
+from logratio.part import Part, needs
+from logratio.settings import Fraction, Interval, Share
 
 
 def uniform(batch: Batch) -> Float[Tensor, "B T"]:
@@ -19,10 +20,10 @@ def uniform(batch: Batch) -> Float[Tensor, "B T"]:
 def variance(
     batch: Batch,
     *,
-    strength: float = 0.5,
+    strength: Fraction = 0.5,
     form: Literal["increment", "remaining"] = "increment",
-    lowest: float = 0.1,
-    highest: float = 5.0,
+    lowest: Fraction = 0.1,
+    highest: Annotated[float, Interval("[1, inf)")] = 5.0,
     over: Literal["row", "batch"] = "row",
 ) -> Float[Tensor, "B T"]:
     """Returns the soft mask that favours tokens which decide the reward; its mean is 1.
@@ -33,15 +34,10 @@ def variance(
     f_k, the column `importance` (a state stream), is the correlation of two rewards that share
     the first k tokens. Strength 0 is weight 1 to the last bit.
     """
-    if not (0 <= strength <= 1 and 0 <= lowest <= 1 <= highest):
-        raise Refused(
-            f"`strength` is {strength}, `lowest` {lowest}, `highest` {highest}, but it must be "
-            "0 <= strength <= 1 and 0 <= lowest <= 1 <= highest"
-        )
     importance = batch.stream("importance")
     before, after = importance[:, :-1], importance[:, 1:]
     if form == "increment":
-        start = torch.arange(before.shape[1], device=before.device) == 0
+        start = batch.mask & (batch.mask.cumsum(1) == 1)
         deserved = (after - torch.where(start, 0.0, before)).clamp(min=0)
     else:
         deserved = 1 - before
@@ -50,22 +46,25 @@ def variance(
     return normalised(weight, batch, over) * batch.mask
 
 
-def top_entropy(batch: Batch, *, share: float = 0.2) -> Float[Tensor, "B T"]:
+def top_entropy(batch: Batch, *, share: Share = 0.2) -> Float[Tensor, "B T"]:
     """Returns 1 for the share of the batch's tokens whose entropy was highest, 0 for the rest."""
     return top(batch.stream("entropy"), batch, share)
 
 
-def random(batch: Batch, *, share: float = 0.2, seed: int = 0) -> Float[Tensor, "B T"]:
-    """Returns 1 for a random share of the batch's tokens: the control for any other mask."""
+def random(batch: Batch, *, share: Share = 0.2, seed: int = 0) -> Float[Tensor, "B T"]:
+    """Returns 1 for a random share of the batch's tokens: the control for any other mask.
+
+    One seed gives one mask: whoever trains gives each step its own.
+    """
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(batch.mask.shape, generator=generator)
-    return top(draws.to(batch.mask.device), batch, share)
+    draws = torch.zeros(batch.mask.shape, dtype=batch.dtype, device=batch.mask.device)
+    chosen = torch.rand(int(batch.mask.sum()), generator=generator, dtype=batch.dtype)
+    draws[batch.mask] = chosen.to(draws.device)
+    return top(draws, batch, share)
 
 
 def top(values: Float[Tensor, "B T"], batch: Batch, share: float) -> Float[Tensor, "B T"]:
     """Returns 1 at the tokens with the highest values, as many as the share says, and on ties."""
-    if not 0 < share <= 1:
-        raise Refused(f"`share` is {share}, but it must be above 0 and at most 1")
     chosen = values[batch.mask]
     if chosen.numel() == 0:
         return torch.zeros_like(values)

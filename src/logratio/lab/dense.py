@@ -5,13 +5,13 @@ It is the definition that the chunked head must agree with.
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from logratio.batch import Policy
 from logratio.numerics import stop
-from logratio.part import Needs, Refused
+from logratio.part import Needs
+from logratio.settings import Refused
 
 Rows = Float[Tensor, "B S V"]  # S = T + 1: one row of logits for each state
 

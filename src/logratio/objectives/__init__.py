@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logratio.part import Refused, unknown
+from logratio.settings import Refused, unknown
 
 if TYPE_CHECKING:
     from logratio.objective import Objective
@@ -19,7 +19,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> "Objective":
-    """Returns an objective by its name, or by import path: `my_file.py:mine`, `package.file:mine`."""
+    """Returns an objective by name, or by import path: `my_file.py:mine`, `package.file:mine`."""
     place, _, attribute = name.rpartition(":")
     if not place and name not in names():
         raise Refused(unknown("objective", name, names(), owner="logratio"))

@@ -1,6 +1,6 @@
 """DPO: the log-ratio to the reference is the reward, fitted to preferences."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,9 @@ from torch.nn.functional import logsigmoid
 from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms
 from logratio.numerics import masked_sum
-from logratio.objective import Objective, Slopes
-from logratio.part import Needs, Part, Refused, needs
+from logratio.objective import Objective, Slopes, only
+from logratio.part import Needs, Part, needs
+from logratio.settings import AtLeastZero, Interval, Positive
 
 Kind = Literal["sigmoid", "ipo", "hinge", "robust"]
 Normalise = Literal["sum", "length"]
@@ -55,11 +56,11 @@ def loss(
     policy: Policy,
     batch: Batch,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     kind: Kind = "sigmoid",
     normalise: Normalise = "sum",
-    smoothing: float = 0.0,
-    sft: float = 0.0,
+    smoothing: Annotated[float, Interval("[0, 0.5)")] = 0.0,
+    sft: AtLeastZero = 0.0,
 ) -> Terms:
     """Returns the preference loss of each pair, and the chosen answer's mean -log p if asked.
 
@@ -117,15 +118,9 @@ def reads(**_: object) -> Needs:
 
 
 def check(objective: Objective) -> None:
-    """Refuses a smoothing that makes the label a coin, or that the kind of loss does not have."""
-    settings = objective.loss.resolved()
-    smoothing, kind = settings["smoothing"], settings["kind"]
-    if not 0 <= smoothing < 0.5:
-        raise Refused(f"`smoothing` is {smoothing}, but it must be at least 0 and below 0.5")
-    if smoothing and kind in ("ipo", "hinge"):
-        raise Refused(f"`smoothing` is {smoothing}, but `kind` is {kind!r}, which has none")
-    if settings["beta"] <= 0:
-        raise Refused(f"`beta` is {settings['beta']}, but it must be above 0")
+    """Refuses a smoothing that the kind of loss does not have."""
+    smoothed = objective.loss.resolved()["kind"] in ("sigmoid", "robust")
+    only(objective, "smoothing", when=smoothed, reads="`kind` 'sigmoid' or 'robust'")
 
 
 dpo = Objective(

@@ -1,6 +1,6 @@
 """GRPO: a clipped policy step whose baseline is the group's own mean reward."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,27 +10,28 @@ from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms
 from logratio.credit import CREDITS
 from logratio.numerics import Estimator, clipped_surrogate, kl_estimate, masked_mean, stop
-from logratio.objective import Objective, Slopes
-from logratio.part import Needs, Part, Refused, needs
+from logratio.objective import Objective, Slopes, only
+from logratio.part import Needs, Part, needs
+from logratio.settings import AboveOne, AtLeastZero, Positive, Refused, Share
 
 
 def loss(
     policy: Policy,
     batch: Batch,
     *,
-    clip: float = 0.2,
-    clip_high: float | None = None,
-    dual: float | None = None,
+    clip: Share = 0.2,
+    clip_high: Positive | None = None,
+    dual: AboveOne | None = None,
     ratio: Literal["token", "sequence"] = "token",
     surrogate: Literal["clip", "cispo"] = "clip",
-    behaviour_cap: float | None = None,
-    beta: float = 0.0,
+    behaviour_cap: Positive | None = None,
+    beta: AtLeastZero = 0.0,
     estimator: Estimator = "k3",
     corrected: bool = False,
 ) -> Terms:
     """Returns the clipped surrogate and, if asked, the KL to the reference, of every token.
 
-        loss_t = -w_t min(r A, clip(r, 1 - clip, 1 + clip_high) A) + beta KL_t,   r = exp(logp - old)
+        loss_t = -w_t min(r A, clip(r, 1 - clip, 1 + clip_high) A) + beta KL_t,  r = exp(logp - old)
 
     `ratio="sequence"` takes the mean log-ratio of the row (GSPO); `surrogate="cispo"` caps r under
     stop-gradient and lets log p learn everywhere. `behaviour_cap` multiplies by min(old /
@@ -39,15 +40,17 @@ def loss(
     high = clip if clip_high is None else clip_high
     log_ratio = ratios(policy, batch, ratio)
     advantage = batch.stream("advantage")
-    value, slope = clipped_surrogate(log_ratio, advantage, low=clip, high=high, dual=dual)
+    value, _ = clipped_surrogate(log_ratio, advantage, low=clip, high=high, dual=dual)
     if surrogate == "cispo":
         value = stop(log_ratio.exp().clamp(max=1 + high)) * advantage * policy.logp
     terms = {"policy": Term(loss=-importance(batch, behaviour_cap) * value)}
-    watch = {
-        "ratio": log_ratio.exp(),
-        "clip_low": ((slope == 0) & (advantage < 0)).to(slope.dtype),
-        "clip_high": ((slope == 0) & (advantage > 0)).to(slope.dtype),
-    }
+    apart = log_ratio.exp()
+    outside = {"clip_high": (apart > 1 + high) & (advantage > 0)}
+    if surrogate == "clip":
+        outside["clip_low"] = (apart < 1 - clip) & (advantage < 0)
+    if dual is not None:
+        outside["clip_dual"] = (apart > dual) & (advantage < 0)
+    watch = {"ratio": apart, **{name: at.to(apart.dtype) for name, at in outside.items()}}
     if beta:
         penalty, _ = divergence(policy, batch, estimator, corrected=corrected)
         terms["kl"] = Term(loss=penalty, coefficient=beta)
@@ -56,29 +59,18 @@ def loss(
 
 
 def coefficient(
-    policy: Policy,
-    batch: Batch,
-    *,
-    clip: float,
-    clip_high: float | None,
-    dual: float | None,
-    ratio: Literal["token", "sequence"],
-    surrogate: Literal["clip", "cispo"],
-    behaviour_cap: float | None,
-    beta: float,
-    estimator: Estimator,
-    corrected: bool,
+    policy: Policy, batch: Batch, *, clip: float, clip_high: float | None, beta: float, **rest: Any
 ) -> Slopes:
     """Returns -w r A where the surrogate follows r, and beta (1 - ref / policy) for k3."""
     high = clip if clip_high is None else clip_high
-    log_ratio, advantage = ratios(policy, batch, ratio), batch.stream("advantage")
-    _, slope = clipped_surrogate(log_ratio, advantage, low=clip, high=high, dual=dual)
-    if surrogate == "cispo":
+    log_ratio, advantage = ratios(policy, batch, rest["ratio"]), batch.stream("advantage")
+    _, slope = clipped_surrogate(log_ratio, advantage, low=clip, high=high, dual=rest["dual"])
+    if rest["surrogate"] == "cispo":
         slope = log_ratio.exp().clamp(max=1 + high) * advantage
-    slopes = {"policy": {"logp": -importance(batch, behaviour_cap) * slope}}
+    slopes = {"policy": {"logp": -importance(batch, rest["behaviour_cap"]) * slope}}
     if beta:
-        stream = "kl" if estimator == "exact" else "logp"
-        _, pull = divergence(policy, batch, estimator, corrected=corrected)
+        stream = "kl" if rest["estimator"] == "exact" else "logp"
+        _, pull = divergence(policy, batch, rest["estimator"], corrected=rest["corrected"])
         slopes["kl"] = {stream: pull}
     return slopes
 
@@ -94,7 +86,7 @@ def ratios(
 
 
 def importance(batch: Batch, cap: float | None) -> Float[Tensor, "B T"]:
-    """Returns each token's weight, times its truncated importance ratio old / behaviour if asked."""
+    """Returns each token's weight, times its truncated ratio old / behaviour if asked."""
     weight = batch.stream("weight")
     if cap is None:
         return weight
@@ -121,17 +113,15 @@ def reads(*, beta: float, estimator: Estimator, behaviour_cap: float | None, **_
 
 
 def check(objective: Objective) -> None:
-    """Refuses clips without room, a KL in loss and reward at once, a correction of nothing."""
+    """Refuses a KL in loss and reward at once, and settings of a KL or clip that is not there."""
     settings, credit = objective.loss.resolved(), objective.credit.resolved()
-    if not 0 < settings["clip"] <= 1:
-        raise Refused(f"`clip` is {settings['clip']}, but it must be above 0 and at most 1")
-    if settings["dual"] is not None and settings["dual"] <= 1:
-        raise Refused(f"`dual` is {settings['dual']}, but it must be above 1")
     if settings["beta"] and credit.get("kl"):
-        raise Refused(f"`beta` is {settings['beta']} and `credit.kl` is {credit['kl']}: the KL goes "
-                      "into the loss or into the reward, so set one of them to 0")  # fmt: skip
-    if settings["corrected"] and (not settings["beta"] or settings["estimator"] == "exact"):
-        raise Refused("`corrected` is True, but it needs `beta` above 0 and a sampled `estimator`")
+        raise Refused(f"`beta` is {settings['beta']} and `credit.kl` is {credit['kl']}: the KL "
+                      "goes into the loss or the reward, so set one of them to 0")  # fmt: skip
+    sampled = settings["beta"] > 0 and settings["estimator"] != "exact"
+    only(objective, "estimator", when=settings["beta"] > 0, reads="a `beta` above 0")
+    only(objective, "corrected", when=sampled, reads="a `beta` with a sampled `estimator`")
+    only(objective, "dual", when=settings["surrogate"] == "clip", reads="`surrogate` 'clip'")
 
 
 PRESETS = {

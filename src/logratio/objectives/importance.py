@@ -5,7 +5,7 @@ share of the reward's variance that those tokens have decided.
 """
 
 from math import log, pi
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from logratio.batch import Batch, Policy, Term, Terms, Unit, Weights
 from logratio.credit import CREDITS
 from logratio.keep import KEEPS
 from logratio.objective import Objective, Slopes
-from logratio.part import Needs, Part, Refused, needs
+from logratio.part import Needs, Part, needs
+from logratio.settings import Interval, Refused
 
 Kind = Literal["normal", "product", "bernoulli"]
 Link = Literal["sigmoid", "tanh"]
@@ -66,8 +67,10 @@ def pair_loss(
         value = constant + left.log() / 2 + (squares - 2 * f * product) / (2 * left)
         cubic = f**3 - product * f.square() + (squares - 1) * f - product
         return value, cubic / left.square()
-    mean = batch.stream("mean")[first]
-    reward = batch.stream("reward")
+    mean, reward = batch.stream("mean")[first], batch.stream("reward")
+    if ((reward != 0) & (reward != 1)).any():
+        raise Refused(f"`reward` holds {reward.unique().tolist()}, but `kind` 'bernoulli' is for "
+                      "rewards of 0 and 1")  # fmt: skip
     spread = mean * (1 - mean)
     alike = torch.where(reward[first] > 0.5, mean, 1 - mean).square() + f * spread
     same = (reward[first] > 0.5) == (reward[second] > 0.5)
@@ -82,7 +85,7 @@ def loss(
     *,
     kind: Kind = "normal",
     link: Link = "sigmoid",
-    bound: float = 0.99,
+    bound: Annotated[float, Interval("(0, 1)")] = 0.99,
 ) -> Terms:
     """Returns the loss of each pair of rollouts that share their first `split` tokens.
 
@@ -119,13 +122,6 @@ def reads(**_: object) -> Needs:
     return needs(*columns, heads=["importance"], couples="pair")
 
 
-def check(objective: Objective) -> None:
-    """Refuses a bound that is none, and a correction under the likelihood that has its own mean."""
-    settings = objective.loss.resolved()
-    if not 0 < settings["bound"] < 1:
-        raise Refused(f"`bound` is {settings['bound']}, but it must be above 0 and below 1")
-
-
 importance = Objective(
     name="importance",
     loss=Part(loss, reads),
@@ -134,5 +130,4 @@ importance = Objective(
     credit=CREDITS["pairs"],
     average=Part(per_informative_pair),
     presets={"as_written": {"bound": 1 - 1e-6, "credit.corrected": False}},
-    check=check,
 )

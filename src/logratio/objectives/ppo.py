@@ -7,18 +7,19 @@ from logratio.batch import Batch, Policy, Term, Terms
 from logratio.credit import CREDITS
 from logratio.numerics import clipped_surrogate
 from logratio.objective import Objective, Slopes
-from logratio.part import Needs, Part, Refused, needs
+from logratio.part import Needs, Part, needs
+from logratio.settings import AboveOne, AtLeastZero, Positive, Refused, Share
 
 
 def loss(
     policy: Policy,
     batch: Batch,
     *,
-    clip: float = 0.2,
-    clip_high: float | None = None,
-    dual: float | None = None,
-    value: float = 0.1,
-    value_clip: float | None = 0.2,
+    clip: Share = 0.2,
+    clip_high: Positive | None = None,
+    dual: AboveOne | None = None,
+    value: AtLeastZero = 0.1,
+    value_clip: Positive | None = 0.2,
     entropy: float = 0.0,
 ) -> Terms:
     """Returns the clipped surrogate, the value error and the entropy of every token.
@@ -101,12 +102,7 @@ def reads(*, value_clip: float | None, entropy: float, **_: object) -> Needs:
 
 
 def check(objective: Objective) -> None:
-    """Refuses clips that keep nothing or everything, and a credit that makes no value targets."""
-    settings = objective.loss.resolved()
-    if not 0 < settings["clip"] <= 1:
-        raise Refused(f"`clip` is {settings['clip']}, but it must be above 0 and at most 1")
-    if settings["dual"] is not None and settings["dual"] <= 1:
-        raise Refused(f"`dual` is {settings['dual']}, but it must be above 1")
+    """Refuses a credit that makes no value targets."""
     if "returns" not in objective.credit.declared().makes:
         raise Refused(f"`credit` is `{objective.credit.name}`, but ppo needs one that makes "
                       "`returns`, as `gae` does")  # fmt: skip
@@ -120,7 +116,6 @@ ppo = Objective(
     average=AVERAGES["per_token"],
     presets={
         "as_written": {"average": "per_sequence", "credit.whiten": False},
-        "reinforce": {"credit.kl": 0.0, "credit.trace": 1.0, "credit.whiten": False, "value": 0.0},
     },
     check=check,
 )

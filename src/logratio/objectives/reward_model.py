@@ -12,6 +12,7 @@ from logratio.batch import Batch, Policy, Term, Terms
 from logratio.numerics import last_token
 from logratio.objective import Objective, Slopes
 from logratio.part import Needs, Part, needs
+from logratio.settings import AtLeastZero
 
 Pooling = Literal["mean", "last"]
 
@@ -38,7 +39,7 @@ def loss(
     *,
     pooling: Pooling = "mean",
     margin: float | Literal["column"] = 0.0,
-    centering: float = 0.0,
+    centering: AtLeastZero = 0.0,
 ) -> Terms:
     """Returns the Bradley-Terry loss of each pair.
 
