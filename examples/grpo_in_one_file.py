@@ -1,7 +1,7 @@
 """GRPO in one file: a tiny transformer learns to write the largest of three digits, then stop.
 
-Read it from top to bottom; it needs torch and nothing else. It starts from random weights, and
-the only teacher is a reward. Reward 0.5 means the right digit, 1 means that it also stopped.
+Read it from top to bottom; it needs torch and nothing else. Weights start random, and the reward
+is the only teacher: 0.5 for the right digit, 1 if the response then stops.
 
     python examples/grpo_in_one_file.py --steps 300 --seed 0
 """
@@ -16,8 +16,7 @@ from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
 # ---------------------------------------------------------------------------------- the task
 
-DIGITS = 10
-STOP = 10  # the eleventh token
+STOP = 10  # tokens 0 to 9 are the digits
 VOCABULARY = 11
 PROMPT_LENGTH = 3
 MAX_TOKENS = 4  # of a response
@@ -25,7 +24,7 @@ MAX_TOKENS = 4  # of a response
 
 def draw_prompts(count: int, generator: torch.Generator) -> Tensor:
     """Returns prompts of three random digits, [count, 3]."""
-    return torch.randint(DIGITS, (count, PROMPT_LENGTH), generator=generator)
+    return torch.randint(10, (count, PROMPT_LENGTH), generator=generator)
 
 
 def rewards(prompts: Tensor, responses: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns the next hidden states, [B, S, width]."""
         normal = layer_norm(hidden, hidden.shape[-1:])
-        split = self.mix(normal).unflatten(-1, (3, self.heads, -1))  # [B, S, 3, heads, width / heads]
+        split = self.mix(normal).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, heads, S, width / heads]
         seen = scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.join(seen.transpose(1, 2).flatten(2))
@@ -140,7 +139,7 @@ def grpo_loss(
 
         -1/B sum_i 1/T_i sum_t [ min(r A, clip(r, 1 - clip, 1 + clip) A) - beta k3 ]
 
-    with r = policy / old and k3 = x - log x - 1 at x = ref / policy. Gradient flows through `logp`.
+    where r = policy / old, and k3 = x - log x - 1 at x = ref / policy. Only `logp` has a gradient.
     """
     ratio = (logp - old).exp()
     advantage = advantage[:, None]
@@ -185,10 +184,8 @@ def train(
             optimizer.step()
         curve.append(reward.mean().item())
         if step % 25 == 0 or step == steps - 1:
-            print(
-                f"step {step:4d}   reward {curve[-1]:.3f}   tokens {mask.sum(1).float().mean():.2f}"
-                f"   {time.perf_counter() - start:5.1f} s"
-            )
+            seconds, tokens = time.perf_counter() - start, mask.sum(1).float().mean()
+            print(f"step {step}: reward {curve[-1]:.3f}, {tokens:.1f} tokens, {seconds:.0f} s")
     return curve
 
 

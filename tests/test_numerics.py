@@ -135,7 +135,12 @@ def test_backward_scan_of_ten_thousand_tokens_counts_them():
 def test_at_next_state_skips_tokens_that_the_policy_did_not_choose():
     states = torch.tensor([[10.0, 11.0, 12.0, 13.0, 14.0]] * 4)
     mask = marks("xxxx", "x.xx", ".xx.", "....")
-    expected = [[11.0, 12.0, 13.0, -1.0], [12.0, 0.0, 13.0, -1.0], [0.0, 12.0, -1.0, 0.0], [0.0] * 4]
+    expected = [
+        [11.0, 12.0, 13.0, -1.0],
+        [12.0, 0.0, 13.0, -1.0],
+        [0.0, 12.0, -1.0, 0.0],
+        [0.0] * 4,
+    ]
     same(at_next_state(states, mask, torch.full((4,), -1.0)), expected)
 
 
@@ -216,6 +221,13 @@ def test_log_mean_exp_overflows_nowhere():
     same(size, [2.0, 2.0, 1.0, 1.0])
 
 
+def test_log_mean_exp_of_nothing_but_failures_is_minus_infinity():
+    """An outcome with log-reward minus infinity is one that must not happen."""
+    value, size = group_log_mean_exp(torch.full((3,), -torch.inf), torch.tensor([0, 0, 1]))
+    same(value, [-torch.inf] * 3)
+    same(size, [0.0] * 3)
+
+
 @quickly
 @given(seed=seeds, shift=st.floats(-50, 50))
 def test_log_mean_exp_moves_with_its_values(seed, shift):
@@ -282,18 +294,30 @@ def test_dual_clip_caps_the_loss_of_bad_tokens_only(ratio, advantage, surrogate,
         same(slope_of(lambda x: clipped_surrogate(x, good, **dual)[0], log_ratio), [[slope]])
 
 
-@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
-def test_a_ratio_beyond_every_number_gives_no_nan(advantage):
-    log_ratio, good = torch.tensor([[200.0]]), torch.tensor([[advantage]])
-    value, slope = clipped_surrogate(log_ratio, good, low=0.2, high=0.2, dual=3.0)
-    gradient = slope_of(lambda x: clipped_surrogate(x, good, low=0.2, high=0.2, dual=3.0)[0], log_ratio)
-    same(value, [[{1.0: 1.2, 0.0: 0.0, -1.0: -3.0}[advantage]]])
-    same(slope, [[0.0]])
-    same(gradient, [[0.0]])
+HELD = -485165194.4097903  # e^20
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "dual", "surrogate", "slope"),
+    [
+        (200.0, 1.0, None, 1.2, 0.0),
+        (200.0, 0.0, None, 0.0, 0.0),
+        (200.0, -1.0, 3.0, -3.0, 0.0),
+        (200.0, -1.0, None, HELD, 0.0),
+        (20.0, -1.0, None, HELD, HELD),  # the last ratio that is followed
+        (-200.0, 1.0, None, 0.0, 0.0),
+    ],
+)
+def test_a_ratio_beyond_every_number_gives_no_nan(log_ratio, advantage, dual, surrogate, slope):
+    at, good = torch.tensor([[log_ratio]]), torch.tensor([[advantage]])
+    clips = {"low": 0.2, "high": 0.2, "dual": dual}
+    value, gradient = clipped_surrogate(at, good, **clips)
+    same(value, [[surrogate]])
+    same(gradient, [[slope]])
+    same(slope_of(lambda x: clipped_surrogate(x, good, **clips)[0], at), [[slope]])
 
 
 # KL estimators
-
 
 LOG_X = torch.tensor([[-1.0, 0.0, 2.0]], dtype=torch.float64)  # log of reference over policy
 KL_VALUES = {
@@ -342,6 +366,21 @@ def test_k3_stops_growing_where_it_would_overflow():
     same(value, [[most, most, most]])
     same(slope, [[-485165194.4097903 + 1, 0.0, 0.0]])
     same(slope_of(lambda x: kl_estimate(x, ref, estimator="k3")[0], logp), slope)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_a_corrected_kl_holds_its_ratio_where_that_would_overflow(estimator):
+    logp = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.float64)
+    ref, old = logp - 1, torch.tensor([[-20.0, -21.0, -900.0]], dtype=torch.float64)
+    plain, pull = kl_estimate(logp, ref, estimator=estimator)
+    value, slope = kl_estimate(logp, ref, estimator=estimator, log_ratio=logp - old)
+    largest = 485165194.4097903  # e^20
+    same(value, largest * plain)
+    same(slope, largest * (pull + plain * torch.tensor([[1.0, 0.0, 0.0]])))
+    weighed = slope_of(
+        lambda x: kl_estimate(x, ref, estimator=estimator, log_ratio=x - old)[0], logp
+    )
+    same(weighed, slope)
 
 
 def test_the_exact_kl_is_not_estimated():
@@ -396,14 +435,20 @@ def test_nucleus_ends_where_its_share_is_reached():
     assert nucleus(row, top_p=1.0, top_k=None).tolist() == [[True] * 4]
 
 
-def test_log1mexp_is_accurate_at_both_ends():
-    x = torch.tensor([-1e-12, -0.5, -0.6931471805599453, -1.0, -40.0, -800.0], dtype=torch.float64)
-    value = log1mexp(x)
-    expected = [-27.631021115928547, -0.9327521295671886, -0.6931471805599453, -0.4586751453870819]
-    torch.testing.assert_close(
-        value, torch.tensor([*expected, -4.248354255291589e-18, 0.0], dtype=torch.float64),
-        rtol=1e-14, atol=0,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (-1e-12, -27.63102111592905),  # log 1e-12 - 5e-13
+        (-0.5, -0.9327521295671886),
+        (-0.6931471805599453, -0.6931471805599453),  # log 1/2, where the two formulas meet
+        (-1.0, -0.4586751453870819),
+        (-40.0, -4.248354255291589e-18),  # -e^-40
+        (-800.0, 0.0),
+    ],
+)
+def test_log1mexp_is_accurate_to_the_last_digits(x, expected):
+    value = log1mexp(torch.tensor([x], dtype=torch.float64))
+    assert value.item() == pytest.approx(expected, rel=1e-15, abs=0)
 
 
 def test_log1mexp_has_a_finite_slope_at_both_ends():

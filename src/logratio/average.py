@@ -38,14 +38,14 @@ def per_sequence(
     total = rows_of(batch, mask, count)
     if unit == "sequence":
         return Weights(each=mask.any(1).to(batch.dtype), total=total)
-    check_unit(unit, "token", "per_sequence")
+    check_unit(unit, ("token", "sequence"), "per_sequence")
     tokens = mask.sum(1, keepdim=True).clamp(min=1)
     return Weights(each=mask.to(batch.dtype) / tokens, total=total)
 
 
 def per_pair(batch: Batch, unit: Unit, *, truncated: Truncated = "count") -> Weights:
     """Returns weight 1 for every pair: sum of losses / number of pairs."""
-    check_unit(unit, "pair", "per_pair")
+    check_unit(unit, ("pair",), "per_pair")
     first, second = batch.sides()
     present = counted(batch, truncated).any(1)
     each = torch.zeros_like(present, dtype=batch.dtype)
@@ -92,14 +92,15 @@ def counted(batch: Batch, truncated: Truncated) -> Bool[Tensor, "B T"]:
 
 def token_mask(batch: Batch, unit: Unit, truncated: Truncated, owner: str) -> Tensor:
     """Returns the counted tokens as 0.0 and 1.0, for an average that is about tokens only."""
-    check_unit(unit, "token", owner)
+    check_unit(unit, ("token",), owner)
     return counted(batch, truncated).to(batch.dtype)
 
 
-def check_unit(unit: Unit, wanted: Unit, owner: str) -> None:
+def check_unit(unit: Unit, wanted: tuple[Unit, ...], owner: str) -> None:
     """Refuses to average one kind of item with weights made for another."""
-    if unit != wanted:
-        raise Refused(f"`average` is `{owner}`, which averages a {wanted}'s loss, not a {unit}'s")
+    if unit not in wanted:
+        raise Refused(f"`average` is `{owner}`, which averages the losses of a "
+                      f"{' or a '.join(wanted)}, not of a {unit}")  # fmt: skip
 
 
 def average_needs(*, truncated: Truncated = "count", count: str = "kept", length: int = 0) -> Needs:

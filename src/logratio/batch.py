@@ -82,6 +82,10 @@ class Batch:
         columns = {name: zeroed(column, self.mask) for name, column in self.columns.items()}
         return replace(self, **stream, columns=columns)
 
+    def starts(self) -> Bool[Tensor, "B T"]:
+        """Marks the first chosen token of each row; nothing in a row without any."""
+        return self.mask & (self.mask.cumsum(1) == 1)
+
     def sides(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
         """Returns the rows of the chosen (first) sides, and of the others, pair by pair."""
         order = self.stream("pair").argsort()

@@ -117,11 +117,9 @@ def trace_return(
 
 def group_index(group: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """Returns each item's group as 0, 1, 2, ... and the size of the group that it is in."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.unique(
-        group, return_inverse=True, return_counts=True
-    )
-    _, index, counts = found
-    return index, counts[index]
+    ids: Tensor = torch.unique(group)  # pyright: ignore[reportUnknownVariableType]
+    index = torch.searchsorted(ids, group)
+    return index, index.bincount(minlength=len(ids))[index]
 
 
 def group_sum(values: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Float[Tensor, " N"]:

@@ -97,6 +97,9 @@ class Objective:
         batch = batch.clean()
         for name in sorted(self.declared().streams):
             batch.stream(name)
+        if batch.reward is not None and batch.reward.isnan().any():
+            raise Refused("`reward` holds nan, but it must be numbers: a reward that failed takes "
+                          "its group or pair out of the batch")  # fmt: skip
         made = dict(self.credit(batch))
         advantage = made.pop("advantage", batch.advantage)
         batch = replace(batch, advantage=advantage, columns={**batch.columns, **made})
@@ -165,7 +168,7 @@ def chosen(slot: str, value: object, owner: str) -> Part:
         return value
     if callable(value):
         return Part(value)
-    if value not in TABLES[slot]:
+    if str(value) not in TABLES[slot]:
         raise Refused(unknown(slot, str(value), TABLES[slot], owner=owner))
     return TABLES[slot][str(value)]
 

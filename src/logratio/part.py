@@ -8,6 +8,7 @@ from typing import Any, Literal
 from logratio.settings import Refused, check_settings, defaults
 
 Coupling = Literal["row", "pair", "group"]
+COUPLINGS: list[Coupling] = ["row", "pair", "group"]  # the later one is the wider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +40,13 @@ class Needs:
 
     def __or__(self, other: "Needs") -> "Needs":
         """Returns everything that either needs; the wider coupling wins."""
-        order: tuple[Coupling, ...] = ("row", "pair", "group")
         return Needs(
             streams=self.streams | other.streams,
             policy=self.policy | other.policy,
             heads=self.heads | other.heads,
             scalars={**self.scalars, **other.scalars},
             statistics={**self.statistics, **other.statistics},
-            couples=max(self.couples, other.couples, key=order.index),
+            couples=max(self.couples, other.couples, key=COUPLINGS.index),
             makes=self.makes | other.makes,
             prompt_trained=self.prompt_trained or other.prompt_trained,
         )

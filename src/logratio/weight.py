@@ -37,8 +37,7 @@ def variance(
     importance = batch.stream("importance")
     before, after = importance[:, :-1], importance[:, 1:]
     if form == "increment":
-        start = batch.mask & (batch.mask.cumsum(1) == 1)
-        deserved = (after - torch.where(start, 0.0, before)).clamp(min=0)
+        deserved = (after - torch.where(batch.starts(), 0.0, before)).clamp(min=0)
     else:
         deserved = 1 - before
     relative = normalised(deserved, batch, over)

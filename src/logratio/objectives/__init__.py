@@ -5,6 +5,7 @@ import importlib.util
 import pkgutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from logratio.settings import Refused, unknown
@@ -23,16 +24,27 @@ def find(name: str) -> "Objective":
     place, _, attribute = name.rpartition(":")
     if not place and name not in names():
         raise Refused(unknown("objective", name, names(), owner="logratio"))
-    if place.endswith(".py"):
-        module = load_file(Path(place))
-    else:
-        module = importlib.import_module(place or f"{__name__}.{name}")
-    if not hasattr(module, attribute):
-        raise Refused(unknown("objective", attribute, vars(module), owner=place))
-    return getattr(module, attribute)
+    module = load_file(Path(place)) if place.endswith(".py") else load_module(place or name)
+    found = vars(module).get(attribute)
+    if found is None or type(found).__name__ != "Objective":
+        known = [key for key, value in vars(module).items() if type(value).__name__ == "Objective"]
+        raise Refused(unknown("objective", attribute, known, owner=place))
+    return found
 
 
-def load_file(path: Path) -> object:
+def load_module(place: str) -> ModuleType:
+    """Returns a registered objective's module, or any other by its dotted path."""
+    path = f"{__name__}.{place}" if place in names() else place
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):
+            raise
+        raise Refused(f"`{place}` is not a module that can be imported, but it must be a dotted "
+                      "path, or a file that ends in .py") from error  # fmt: skip
+
+
+def load_file(path: Path) -> ModuleType:
     """Returns a user's Python file as a module."""
     if not path.is_file():
         raise Refused(f"`{path}` is not a file, but it must be a Python file with an objective")

@@ -41,7 +41,7 @@ def margin_loss(
         return off.square(), 2 * off / beta
     if kind == "hinge":
         short = 1 - margin
-        return short.clamp(min=0), torch.where(short > 0, -1.0, 0.0).to(margin.dtype)
+        return short.clamp(min=0), torch.where(short >= 0, -1.0, 0.0).to(margin.dtype)
     right, wrong = -logsigmoid(margin), -logsigmoid(-margin)
     up, down = torch.sigmoid(margin), torch.sigmoid(-margin)
     if kind == "robust":

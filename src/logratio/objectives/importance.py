@@ -8,7 +8,7 @@ from math import log, pi
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from logratio.average import AVERAGES
@@ -28,13 +28,22 @@ def correlation(
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """Returns f at each pair's split, within the bound, and its slope in the head's number."""
     first, _ = batch.sides()
-    split = batch.stream("split").long()[first]
-    read = policy.heads["importance"][first].gather(1, split[:, None])[:, 0]
+    read = policy.heads["importance"][first, split_state(batch)[first]]
     if link == "tanh":
         value = torch.tanh(read)
         return bound * value, bound * (1 - value.square())
     value = torch.sigmoid(read)
     return bound * value, bound * value * (1 - value)
+
+
+def split_state(batch: Batch) -> Int[Tensor, " B"]:
+    """Returns the column of the state where each row parted from its sister."""
+    split, length = batch.stream("split").long(), batch.mask.sum(1)
+    wrong = (split < 0) | (split > length)
+    if wrong.any():
+        raise Refused(f"`split` holds {int(split[wrong][0])} in a row of {int(length[wrong][0])} "
+                      "tokens, but it must be at least 0 and at most the length")  # fmt: skip
+    return batch.starts().int().argmax(1) + split
 
 
 def standardised(batch: Batch) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
@@ -105,7 +114,7 @@ def coefficient(policy: Policy, batch: Batch, *, kind: Kind, link: Link, bound: 
     _, outer = pair_loss(f, batch, kind)
     first, _ = batch.sides()
     slope = torch.zeros_like(policy.heads["importance"])
-    slope[first, batch.stream("split").long()[first]] = outer * inner
+    slope[first, split_state(batch)[first]] = outer * inner
     return {"pair": {"importance": slope}}
 
 

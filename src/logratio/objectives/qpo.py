@@ -32,7 +32,7 @@ def success_logit(
 
     l_Q = (u - u_ref) / gain + A prior + c + v(state)
     """
-    a, c = (scalars.get(name, options[name]) for name in ("A", "c"))
+    a, c = (scalars[n] if options[n] == "learned" else options[n] for n in ("A", "c"))
     return (u - reference) / options["gain"] + a * prior + c + state
 
 
@@ -43,7 +43,7 @@ def classifier(policy: Policy, batch: Batch, options: Options) -> Float[Tensor, 
     else:
         u, reference = policy.logp, batch.stream("ref")
     state = policy.heads["offset"][:, :-1] if options["offset"] == "head" else 0.0
-    prior = batch.stream(prior_name(options))
+    prior = batch.stream(prior_name(options)) if options["A"] != 0 else torch.zeros_like(u)
     return success_logit(u, reference, prior, state, scalars=policy.scalars, options=options)
 
 
@@ -58,10 +58,9 @@ def next_value(
     """
     logp, ref = row.log_softmax(-1), reference.log_softmax(-1)
     u, other = (row, reference) if reads_raw(options) else (logp, ref)
-    prior = ref if prior_name(options) == "ref" else reference
+    prior = {"ref": ref, "ref_logit": reference}[prior_name(options)]
     offset = 0.0 if state is None else state[:, None]
-    logit = success_logit(u, other, prior, offset, scalars=scalars, options=options)
-    success = torch.sigmoid(logit)
+    success = success_logit(u, other, prior, offset, scalars=scalars, options=options).sigmoid()
     if options["target"] != "q_learning":
         return (logp.exp() * success).sum(-1)
     tried = nucleus(ref, top_p=options["top_p"], top_k=options["top_k"])
@@ -85,7 +84,7 @@ def labels(batch: Batch, options: Options) -> Float[Tensor, " B"]:
         return (reward > threshold).to(reward.dtype)
     low, high = options["reward_low"], options["reward_high"]
     label = (reward - low) / (high - low)
-    outside = (label < 0) | (label > 1)
+    outside = ~((label >= 0) & (label <= 1))
     if outside.any():
         raise Refused(f"`reward` holds {reward[outside][0].item():g}, outside [{low:g}, {high:g}]: "
                       "set `label_threshold`, or `reward_low` and `reward_high`")  # fmt: skip
@@ -154,12 +153,13 @@ def reads(**options: Any) -> Needs:
     """Returns the logits, scalars, head and next-state statistic that the settings call for."""
     raw, head = reads_raw(options), ["offset"] * (options["offset"] == "head")
     columns = ["ref_logit"] * raw + ["next_value"] * options["lagged"]
+    columns += ["ref"] * (not raw or (options["A"] != 0 and prior_name(options) == "ref"))
     columns += ["truncated"] * (options["truncated"] == "bootstrap")
     function = partial(next_value, options=options)
     statistic = Statistic(function=function, reference=True, state=head[0] if head else None)
     computed = options["target"] != "monte_carlo" and not options["lagged"]
     return needs(
-        *("reward", "ref", *columns),
+        *("reward", *columns),
         policy=["logit"] * raw,
         heads=head,
         scalars={name: 0.0 for name in ("A", "c") if options[name] == "learned"},

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms
@@ -78,8 +79,7 @@ def coefficient(
         row = soft_cross_entropy(end / beta, reward / beta, edge=edge)[1] / beta
     slopes = {"logp": beta * row[:, None] * batch.mask}
     if q0 == "learned":
-        slopes["q0"] = torch.zeros_like(policy.heads["q0"])
-        slopes["q0"][:, 0] = row
+        slopes["q0"] = pad(row[:, None] * batch.starts(), (0, 1))
     return {"soft": slopes}
 
 
@@ -104,7 +104,7 @@ def pieces(
     elif q0 == "reference":
         start, samples = batch.stream("q0"), batch.stream("q0_samples")
     elif q0 == "learned":
-        start = policy.heads["q0"][:, 0]
+        start = masked_sum(policy.heads["q0"][:, :-1], batch.starts())
     elif q0 == "mean":
         start = group_mean(reward, batch.group)
     elif q0 == "vargrad":
