@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from logratio.part import Part
+from logratio.part import Needs, Part
 from logratio.settings import Refused
 
 Unit = Literal["token", "sequence", "pair"]
@@ -64,6 +64,13 @@ class Batch:
                 f"{', '.join(sorted([*present, *self.columns]))}"
             )
         return found
+
+    def require(self, needs: Needs) -> None:
+        """Refuses a batch in which a stream that is needed is missing or has another shape."""
+        rows, tokens = self.mask.shape
+        shapes = {"row": (rows,), "token": (rows, tokens), "state": (rows, tokens + 1)}
+        for name in sorted(needs.streams):
+            check_shape(name, self.stream(name), [shapes[needs.shape(name)]])
 
     def rows(self, index: Tensor | slice) -> "Batch":
         """Returns some of the rows."""

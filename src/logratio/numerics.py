@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,9 +82,9 @@ def backward_scan(
 
 
 def at_next_state(
-    states: Float[Tensor, "B T+1"], mask: Bool[Tensor, "B T"], last: Float[Tensor, " B"]
+    states: Float[Tensor, "B S"], mask: Bool[Tensor, "B T"], last: Float[Tensor, " B"]
 ) -> Float[Tensor, "B T"]:
-    """Returns, at each chosen token, the state stream where the policy chooses next.
+    """Returns, at each chosen token, the state stream (S = T + 1) where the policy chooses next.
 
     Tokens between that the policy did not choose are skipped; after the last it is `last`.
     """
@@ -98,7 +98,7 @@ def at_next_state(
 
 
 def trace_return(
-    states: Float[Tensor, "B T+1"],
+    states: Float[Tensor, "B S"],
     mask: Bool[Tensor, "B T"],
     last: Float[Tensor, " B"],
     *,
@@ -117,9 +117,8 @@ def trace_return(
 
 def group_index(group: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """Returns each item's group as 0, 1, 2, ... and the size of the group that it is in."""
-    ids: Tensor = torch.unique(group)  # pyright: ignore[reportUnknownVariableType]
-    index = torch.searchsorted(ids, group)
-    return index, index.bincount(minlength=len(ids))[index]
+    index = cast(Tensor, torch.unique(group, return_inverse=True)[1])
+    return index, index.bincount()[index]
 
 
 def group_sum(values: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -227,7 +226,7 @@ def soft_cross_entropy(
     success, inside = target.exp(), x.clamp(max=-edge)
     value = -(success * inside + (1 - success) * log1mexp(inside))
     slope = (inside.exp() - success) / -torch.expm1(inside)
-    return value + slope * (x + edge).clamp(min=0), slope
+    return value + slope * torch.where(x > -edge, x + edge, 0.0), slope
 
 
 def nucleus(logp: Float[Tensor, "N V"], *, top_p: float, top_k: int | None) -> Bool[Tensor, "N V"]:

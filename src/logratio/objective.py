@@ -95,8 +95,7 @@ class Objective:
     def prepare(self, batch: Batch) -> Batch:
         """Returns the whole optimisation batch with its advantages and weights, ready to be cut."""
         batch = batch.clean()
-        for name in sorted(self.declared().streams):
-            batch.stream(name)
+        batch.require(self.declared())
         if batch.reward is not None and batch.reward.isnan().any():
             raise Refused("`reward` holds nan, but it must be numbers: a reward that failed takes "
                           "its group or pair out of the batch")  # fmt: skip
@@ -113,8 +112,7 @@ class Objective:
     def admitted(self, policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
         """Returns both with every masked position at 0; refuses what the loss needs and misses."""
         wanted = self.loss.declared()
-        for name in sorted(wanted.streams):
-            batch.stream(name)
+        batch.require(wanted)
         for name in sorted(wanted.policy):
             policy.stream(name)
         for kind in ("heads", "statistics", "scalars"):

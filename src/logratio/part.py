@@ -9,6 +9,36 @@ from logratio.settings import Refused, check_settings, defaults
 
 Coupling = Literal["row", "pair", "group"]
 COUPLINGS: list[Coupling] = ["row", "pair", "group"]  # the later one is the wider
+Shape = Literal["row", "token", "state"]  # [B], [B, T], [B, T+1]
+
+SHAPES: dict[str, Shape] = {  # every stream of a batch that logratio knows by name
+    "pair": "row",
+    "reward": "row",
+    "advantage": "token",
+    "weight": "token",
+    "old": "token",  # log-prob under the full softmax that sampled
+    "old_kl": "token",  # exact KL of the policy that sampled to the reference
+    "behaviour": "token",  # log-prob under the truncated law that sampled
+    "entropy": "token",  # of the policy that sampled
+    "ref": "token",  # log-prob under the reference
+    "ref_logit": "token",  # ... and its raw logit
+    "step_end": "token",  # True on the last token of a step
+    "step_reward": "token",
+    "token_reward": "token",
+    "value": "state",  # of the value head that sampled
+    "returns": "token",  # what the value is fitted to
+    "next_value": "state",  # success expected by a lagged copy
+    "importance": "state",  # correlation of rewards that share the tokens so far
+    "split": "row",  # how many tokens a row shares with its sister
+    "mean": "row",  # of the group's rewards
+    "variance": "row",
+    "shift": "row",
+    "truncated": "row",  # 1 where the tokens ran out
+    "drawn": "row",  # rollouts sampled for each one kept
+    "margin": "row",
+    "q0": "row",  # soft value of the prompt under the reference
+    "q0_samples": "row",  # how many samples carry it
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +60,7 @@ class Needs:
     """What must be computed before a part can run; `|` joins two of them."""
 
     streams: frozenset[str] = frozenset()  # of the batch: old, ref, reward, a column's name, ...
+    columns: Mapping[str, Shape] = field(default_factory=dict[str, Shape])  # shapes of new names
     policy: frozenset[str] = frozenset()  # of the policy, beyond logp: logit, entropy, kl
     heads: frozenset[str] = frozenset()  # linear maps from a hidden state to one number
     scalars: Mapping[str, float] = field(default_factory=dict[str, float])  # name -> start
@@ -42,6 +73,7 @@ class Needs:
         """Returns everything that either needs; the wider coupling wins."""
         return Needs(
             streams=self.streams | other.streams,
+            columns={**self.columns, **other.columns},
             policy=self.policy | other.policy,
             heads=self.heads | other.heads,
             scalars={**self.scalars, **other.scalars},
@@ -51,9 +83,14 @@ class Needs:
             prompt_trained=self.prompt_trained or other.prompt_trained,
         )
 
+    def shape(self, name: str) -> Shape:
+        """Returns the shape of a stream that is needed."""
+        return self.columns.get(name) or SHAPES[name]
+
 
 def needs(
     *streams: str,
+    columns: Mapping[str, Shape] | None = None,
     policy: Iterable[str] = (),
     heads: Iterable[str] = (),
     scalars: Mapping[str, float] | None = None,
@@ -61,12 +98,20 @@ def needs(
     couples: Coupling = "row",
     makes: Iterable[str] = (),
 ) -> Needs:
-    """Returns the needs of a part that reads these streams of the batch."""
+    """Returns the needs of a part that reads these streams of the batch.
+
+    A stream that logratio does not know by name is one of `columns`, with its shape.
+    """
+    for name in streams:
+        if name not in SHAPES:
+            raise Refused(f"`{name}` is no stream that logratio knows: give its shape as "
+                          f"columns={{'{name}': 'row'}}, 'token' or 'state'")  # fmt: skip
     return Needs(
+        columns=columns or {},
         scalars=scalars or {},
         statistics=statistics or {},
         makes=frozenset(makes),
-        streams=frozenset(streams),
+        streams=frozenset(streams) | frozenset(columns or {}),
         policy=frozenset(policy),
         heads=frozenset(heads),
         couples=couples,

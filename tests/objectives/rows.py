@@ -1,6 +1,7 @@
 """Small batches and policies from typed numbers, and what the tests of losses ask of them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,39 +179,67 @@ def eight_rows(seed: int = 0) -> tuple[Batch, Tensor, Tensor, Tensor]:
     return batch, ids, logits, reference
 
 
-def read_all(
-    objective: Objective, ids: Tensor, logits: Tensor, reference: Tensor
-) -> tuple[Policy, Tensor]:
-    """Gives what a model with these logits says, every head at .3 and every scalar at .2."""
+def read_all(objective: Objective, *, seed: int = 0) -> tuple[Policy, Batch]:
+    """Gives the policy that an objective asks for, and a batch of what it asks for and no more."""
+    batch, ids, logits, reference = eight_rows(seed)
     declared = objective.declared()
+    settings = objective.loss.resolved()
+    if settings.get("kind") == "cross_entropy":
+        assert batch.reward is not None
+        batch = replace(batch, reward=batch.reward - 1)
     states = logits.shape[:2]
-    leaf = logits.clone().requires_grad_()
+    source = torch.Generator().manual_seed(seed + 1)
     heads = {
-        name: torch.full(states, 0.3, dtype=torch.float64, requires_grad=True)
-        for name in declared.heads
+        name: torch.randn(*states, generator=source, dtype=torch.float64).requires_grad_()
+        for name in sorted(declared.heads)
     }
-    scalars = {
-        name: torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-        for name in declared.scalars
-    }
+    scalars = {name: numbers(0.2).requires_grad_() for name in declared.scalars}
     policy = dense.read(
-        leaf, ids, needs=declared, reference=reference, heads=heads, scalars=scalars
+        logits.requires_grad_(),
+        ids,
+        needs=declared,
+        reference=reference,
+        heads=heads,
+        scalars=scalars,
     )
-    return policy, leaf
+    return policy, only(batch, set(declared.streams))
+
+
+def only(batch: Batch, names: set[str]) -> Batch:
+    """Gives a batch without the streams that are not named."""
+    absent = {name: None for name in STREAMS if name not in names | {"group"}}
+    columns = {name: column for name, column in batch.columns.items() if name in names}
+    return replace(batch, **absent, columns=columns)
+
+
+def without(policy: Policy, kind: str, name: str) -> Policy:
+    """Gives a policy that lacks one stream, head, statistic or scalar."""
+    if kind == "policy":
+        return replace(policy, **{name: None})
+    return replace(policy, **{kind: {k: v for k, v in getattr(policy, kind).items() if k != name}})
 
 
 def check_runs(objective: Objective) -> dict[str, float]:
-    """Runs an objective from rewards to slopes: finite, and the closed form is what autograd says."""
-    batch, ids, logits, reference = eight_rows()
-    if objective.loss.resolved().get("kind") == "cross_entropy":
-        batch = Batch(**{**vars(batch), "reward": batch.stream("reward") - 1})
-    batch = objective.prepare(batch)
-    policy, _ = read_all(objective, ids, logits, reference)
+    """Runs an objective from rewards to slopes, on what it declares and nothing else.
+
+    All is finite, the closed form is what autograd says, and each thing declared, when it is
+    missing, is refused by its name.
+    """
+    policy, bare = read_all(objective)
+    batch = objective.prepare(bare)
     found, closed = gradients(objective, policy, batch), objective.slopes(policy, batch)
     assert any(slope.abs().max() > 0 for slope in found.values())
     for name, slope in found.items():
         assert slope.isfinite().all()
         torch.testing.assert_close(closed.get(name, torch.zeros_like(slope)), slope)
+    declared = objective.declared()
+    for name in declared.streams:
+        sentence = refusal(objective.prepare, only(bare, set(declared.streams) - {name}))
+        assert sentence.startswith(f"`{name}` is missing from the batch, which has ")
+    for kind in ("policy", "heads", "statistics", "scalars"):
+        for name in getattr(declared, kind):
+            sentence = refusal(objective, without(policy, kind, name), batch)
+            assert sentence.startswith(f"`{name}` is missing from the policy")
     terms = objective(policy, batch)
     weights = objective.weights(terms, batch)
     assert total_loss(terms, weights, batch).isfinite()
