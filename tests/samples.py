@@ -1,15 +1,14 @@
 """Small batches and rollouts for tests: every function names only what its test is about."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from hypothesis import settings
 from torch import Tensor
 
-from logratio.batch import STREAMS, Batch
+from logratio.batch import STREAMS, Batch, Policy
+from logratio.objective import Objective, total_loss
 from logratio.records import Graded, Rollout, Verdict
-
-quickly = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def ragged(*lengths: int, longest: int | None = None) -> Tensor:
@@ -60,3 +59,38 @@ def graded(
     """Returns a rollout of the problem `sums/7` with its verdict."""
     rollout = Rollout(problem="sums/7", group=group, prompt_ids=(9,), ids=ids, finish=finish)
     return Graded(rollout=rollout, verdict=Verdict(reward=reward, correct=correct, error=error))
+
+
+def learned(
+    objective: Objective, rows: Batch, *, heads: Mapping[str, Any] | None = None, **streams: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the loss of rows fresh from the engine, and its slope in each stream given."""
+    prepared = objective.prepare(rows)
+    given = {**streams, **(heads or {})}
+    leaves = {name: tensor(value).clone().requires_grad_() for name, value in given.items()}
+    policy = Policy(
+        **{name: leaves[name] for name in streams},
+        heads={name: leaves[name] for name in heads or {}},
+    )
+    terms = objective(policy, prepared)
+    loss = total_loss(terms, objective.weights(terms, prepared), prepared)
+    slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    zero = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    found = zip(leaves, slopes, strict=True)
+    return loss.detach(), {name: zero[name] if slope is None else slope for name, slope in found}
+
+
+def minimised(loss: Callable[[], Tensor], leaves: Sequence[Tensor], *, steps: int = 60) -> None:
+    """Moves the leaves to where the loss is least."""
+    optimizer = torch.optim.LBFGS(
+        list(leaves), max_iter=steps, tolerance_grad=1e-11, tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)

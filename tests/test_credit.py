@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import batch, marks, quickly, ragged, rewarded, same
+from samples import batch, marks, ragged, rewarded, same
 
 from logratio import credit
 from logratio.credit import CREDITS
@@ -183,7 +183,6 @@ def test_degenerate_looks_at_each_group_alone():
 
 
 @spreads
-@quickly
 @given(reward=rewards)
 def test_advantages_of_a_group_add_to_zero(spread, reward):
     found = outcome(*reward, group=OWNERS, spread=spread)
@@ -193,14 +192,12 @@ def test_advantages_of_a_group_add_to_zero(spread, reward):
 
 
 @spreads
-@quickly
 @given(reward=rewards, shift=st.sampled_from([-4.0, 0.5, 32.0]))
 def test_a_constant_added_to_all_rewards_changes_nothing(spread, reward, shift):
     moved = outcome(*(one + shift for one in reward), group=OWNERS, spread=spread)
     same(moved, outcome(*reward, group=OWNERS, spread=spread))
 
 
-@quickly
 @given(reward=rewards, scale=st.sampled_from([0.5, 4.0, 1000.0]))
 def test_scaling_changes_nothing_under_a_spread_and_everything_without(reward, scale):
     for spread in ("population", "sample", "batch"):
@@ -211,7 +208,6 @@ def test_scaling_changes_nothing_under_a_spread_and_everything_without(reward, s
 
 
 @spreads
-@quickly
 @given(reward=rewards, order=st.permutations(range(6)))
 def test_the_order_of_rows_does_not_matter(spread, reward, order):
     mixed = outcome(*(reward[i] for i in order), group=[OWNERS[i] for i in order], spread=spread)
@@ -219,7 +215,6 @@ def test_the_order_of_rows_does_not_matter(spread, reward, order):
 
 
 @spreads
-@quickly
 @given(reward=rewards)
 def test_leave_one_out_is_the_mean_form_times_size_over_size_less_one(spread, reward):
     whole = outcome(*reward, group=OWNERS, spread=spread, center="leave_one_out")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import batch, marks, quickly, ragged, same
+from samples import batch, marks, ragged, same
 
 from logratio import credit
 
@@ -102,7 +102,6 @@ def test_one_step_each_is_outcome_supervision():
         same(found[~alone], expected[~alone])
 
 
-@quickly
 @given(seed=seeds, spread=st.sampled_from(["population", "sample", "none"]))
 def test_process_is_the_loop(seed, spread):
     rows = drawn(seed)
@@ -191,7 +190,6 @@ def test_step_rewards_arrive_where_the_steps_end():
     same(found["advantage"], [[0.5, 0.0, 2.0]])
 
 
-@quickly
 @given(
     seed=seeds,
     discount=st.sampled_from([0.0, 0.9, 1.0]),

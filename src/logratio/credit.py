@@ -226,7 +226,7 @@ def whitened(
         together = torch.zeros(chosen.shape, dtype=torch.long, device=chosen.device)
         values = torch.zeros_like(values)
         values[mask] = centred(chosen, together, spread="population")
-    return values
+    return torch.where(mask, values, 0.0)
 
 
 def check_group_size(owner: Int[Tensor, " B"], *, least: int = 2) -> None:

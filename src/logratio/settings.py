@@ -75,10 +75,10 @@ def allowed(value: object, hint: Any) -> bool:
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in options)
     if isinstance(value, bool):
-        return hint is bool
+        return hint in (bool, Any, object)
     if hint is float:
         return isinstance(value, int | float) and not isnan(value)
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def spelled(hint: Any) -> str:

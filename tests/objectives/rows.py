@@ -72,7 +72,7 @@ def gradients(objective: Objective, policy: Policy, batch: Batch) -> dict[str, T
     return {name: torch.zeros_like(x) if g is None else g for (name, x), g in pairs}
 
 
-def check_slopes(objective: Objective, policy: Policy, batch: Batch, **expected: Any) -> None:
+def check_slopes(objective: Objective, policy: Policy, batch: Batch, /, **expected: Any) -> None:
     """Holds autograd and the closed form to typed numbers; what is not named has slope 0."""
     found, closed = gradients(objective, policy, batch), objective.slopes(policy, batch)
     assert set(expected) <= set(found)
@@ -93,12 +93,12 @@ def check_numbers(found: Mapping[str, Tensor], expected: Mapping[str, Any]) -> N
         )
 
 
-def check_losses(objective: Objective, policy: Policy, batch: Batch, **expected: Any) -> None:
+def check_losses(objective: Objective, policy: Policy, batch: Batch, /, **expected: Any) -> None:
     terms = objective(policy, batch).terms
     check_numbers({name: term.loss for name, term in terms.items()}, expected)
 
 
-def check_watch(objective: Objective, policy: Policy, batch: Batch, **expected: Any) -> None:
+def check_watch(objective: Objective, policy: Policy, batch: Batch, /, **expected: Any) -> None:
     check_numbers(objective(policy, batch).watch, expected)
 
 

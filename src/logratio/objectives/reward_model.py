@@ -26,7 +26,7 @@ def score(policy: Policy, batch: Batch, pooling: Pooling) -> Float[Tensor, " B"]
     return (policy.heads["score"] * shares(batch, pooling)).sum(1)
 
 
-def shares(batch: Batch, pooling: Pooling) -> Float[Tensor, "B T+1"]:
+def shares(batch: Batch, pooling: Pooling) -> Float[Tensor, "B S"]:
     """Returns how much each state counts in its row's score."""
     chosen = batch.mask if pooling == "mean" else last_token(batch.mask)
     share = chosen.to(batch.dtype) / chosen.sum(1, keepdim=True).clamp(min=1)

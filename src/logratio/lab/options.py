@@ -1,0 +1,217 @@
+"""Every option of every objective, read off the annotations: a new one is verified unasked."""
+
+import types
+import typing
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from logratio.average import AVERAGES
+from logratio.batch import Unit
+from logratio.credit import CREDITS
+from logratio.lab.draw import draw
+from logratio.objective import TABLES, Objective
+from logratio.objectives import find, names
+from logratio.part import Part
+from logratio.settings import Refused, defaults
+from logratio.weight import WEIGHTS
+
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """An objective under each option of one of its settings, or of one of its parts."""
+
+    objective: Objective
+    setting: str
+    variants: Mapping[str, Objective]  # by what makes them different
+
+
+BESIDE: dict[str, Settings] = {  # what else must be set for a setting, or for one value, to act
+    "dpo.kind=robust": {"smoothing": 0.1},
+    "fixed_length": {"average.length": 4},
+    "gae.discount": {"credit.discount": 0.8},
+    "group.estimator": {"credit.kl": 0.3},
+    "grpo.corrected": {"beta": 0.3},
+    "grpo.estimator": {"beta": 0.3},
+    "grpo.preset=dr_grpo": {"average.length": 4},
+    "qpo.centred": {"reading": "logit", "offset": "none", "A": 0.5},
+    "qpo.lagged": {"target": "td"},
+    "qpo.reading": {"offset": "none"},
+    "qpo.truncated": {"target": "bootstrap"},
+    "spo.kind=pair": {"average": "per_pair"},
+}
+
+NUMBERS: dict[str, list[Settings]] = {  # numbers away from their defaults, and settings that meet
+    "reward_model": [{"margin": 0.5}, {"centering": 0.1}, {"margin": "column", "pooling": "last"}],
+    "dpo": [
+        {"beta": 0.7, "smoothing": 0.1},
+        {"sft": 0.5, "kind": "robust", "smoothing": 0.2},
+        {"kind": "hinge", "normalise": "length", "beta": 2.0},
+        {"kind": "ipo", "normalise": "length"},
+    ],
+    "ppo": [
+        {"clip": 0.1, "clip_high": 0.4},
+        {"dual": 1.1, "clip_high": 0.05},
+        {"value": 0.5, "value_clip": 0.5},
+        {"entropy": 0.1},
+        {"credit.discount": 0.8, "credit.trace": 0.5, "credit.kl": 0.3},
+    ],
+    "grpo": [
+        {"clip": 0.1, "clip_high": 0.4},
+        {"dual": 1.1, "clip_high": 0.05},
+        {"ratio": "sequence", "dual": 1.1, "clip": 0.05},
+        {"ratio": "sequence", "surrogate": "cispo"},
+        {"surrogate": "cispo", "clip": 0.05},
+        {"behaviour_cap": 1.1},
+        {"beta": 0.3, "estimator": "k1", "corrected": True},
+        {"beta": 0.3, "estimator": "k2", "corrected": True},
+        {"credit.overlong_limit": 5, "credit.overlong_cache": 3},
+        {"weight": "variance", "weight.strength": 1.0, "weight.lowest": 0.3, "weight.highest": 2.0},
+        {"weight": "top_entropy", "weight.share": 0.5},
+        {"weight": "random", "weight.share": 0.5, "weight.seed": 3},
+    ],
+    "importance": [
+        {"kind": kind, "link": "tanh", "bound": 0.8} for kind in ("normal", "product", "bernoulli")
+    ],
+    "qpo": [
+        {"gain": 0.6, "A": -0.4, "c": 0.3},
+        {"gain": 0.6, "A": "learned", "offset": "head", "target": "bootstrap"},
+        {"target": "td", "trace": 0.5, "offset": "none"},
+        {"target": "q_learning", "top_p": 0.6, "offset": "head"},
+        {"target": "q_learning", "top_k": 2, "reading": "logit", "offset": "none"},
+        {"target": "td", "lagged": True, "truncated": "bootstrap", "offset": "head"},
+        {"label_threshold": 0.5},
+        {"reward_low": -1.0, "reward_high": 2.0},
+    ],
+    "spo": [
+        {"q0": -0.4, "beta": 0.5},
+        *({"kind": "cross_entropy", "q0": q0, "beta": 0.5, "edge": 0.2}
+          for q0 in ("reference", "learned", "mean", "policy_weighted", "policy", -0.4)),
+        {"kind": "pair", "average": "per_pair", "q0": "learned"},
+    ],
+}  # fmt: skip
+
+
+def every_option() -> Iterator[Options]:
+    """Yields every objective with its options, one setting or part at a time."""
+    for name in names():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of choices that verify makes on purpose
+            yield from options(find(name))
+
+
+def options(objective: Objective) -> Iterator[Options]:
+    """Yields the options of one objective; of one that borrows its loss only what it adds."""
+    chosen: dict[str, list[Settings]] = {"default": [{}]}
+    presets = [{"preset": name} for name in objective.presets]
+    chosen |= {"preset": [beside(objective.name, one) for one in presets]}
+    if borrowed(objective):
+        yield from formed(objective, chosen)
+        return
+    function = objective.loss.function
+    for setting, values in alternatives(function).items():
+        changes = ({setting: value} for value in values)
+        chosen[setting] = [beside(objective.name, change) for change in changes]
+    chosen["numbers"] = list(NUMBERS.get(objective.name, []))
+    for slot, parts in admitted(objective).items():
+        chosen[slot] = [change for part in parts for change in changes_of(slot, part)]
+    yield from formed(objective, chosen)
+
+
+def formed(objective: Objective, chosen: Mapping[str, list[Settings]]) -> Iterator[Options]:
+    """Yields the objective under each of the chosen settings; nothing where nothing is chosen."""
+    for setting, changes in chosen.items():
+        variants = {label(change): objective.using(**change) for change in changes}
+        if variants:
+            yield Options(objective=objective, setting=setting, variants=variants)
+
+
+def label(change: Settings) -> str:
+    """Returns settings as they are typed."""
+    return " ".join(f"{key}={value}" for key, value in change.items()) or "default"
+
+
+def borrowed(objective: Objective) -> bool:
+    """Says whether an objective is another one's loss with other parts, as dapo is grpo's."""
+    return not objective.loss.function.__module__.endswith(f".{objective.name}")
+
+
+def beside(owner: str, change: Settings) -> Settings:
+    """Returns a change with what must be set beside it for the change to act."""
+    (name, value), *_ = change.items()
+    return {
+        **change,
+        **BESIDE.get(f"{owner}.{name}", {}),
+        **BESIDE.get(f"{owner}.{name}={value}", {}),
+    }
+
+
+def alternatives(function: Any) -> dict[str, list[object]]:
+    """Returns, for each setting that is a choice, every value but the default."""
+    hints = typing.get_type_hints(function)
+    found: dict[str, list[object]] = {}
+    for name, default in defaults(function).items():
+        values = [value for value in choices(hints[name]) if value != default]
+        if values:
+            found[name] = values
+    return found
+
+
+def choices(hint: Any) -> list[object]:
+    """Returns the values that an annotation lists: of a Literal, a bool, and None."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return list(typing.get_args(hint))
+    if origin in (typing.Union, types.UnionType):
+        return [value for one in typing.get_args(hint) for value in choices(one)]
+    return {bool: [True, False], type(None): [None]}.get(hint, [])
+
+
+def admitted(objective: Objective) -> dict[str, list[str]]:
+    """Returns the parts that can stand in each slot of an objective and that its loss would feel.
+
+    keep is not among them: it chooses rows before there is a loss.
+    """
+    reads = objective.loss.declared().streams
+    made = {name: credit.declared().makes for name, credit in CREDITS.items()}
+    wanted = reads & frozenset().union(*made.values())
+    found = {
+        "credit": [name for name in CREDITS if wanted and wanted <= made[name]],
+        "weight": list(WEIGHTS) if "advantage" in reads else [],
+        "average": [name for name in AVERAGES if fits(name, objective)],
+    }
+    return {slot: parts for slot, parts in found.items() if parts}
+
+
+def fits(average: str, objective: Objective) -> bool:
+    """Says whether an average is about the kind of item that the objective's losses are."""
+    one = draw(objective, 0)
+    units: set[Unit] = {
+        term.unit for term in objective(one.policy(one.leaves), one.batch).terms.values()
+    }
+    part = bound(average)
+    try:
+        for unit in units:
+            part(one.batch, unit)
+    except Refused:
+        return False
+    return True
+
+
+def bound(average: str) -> Part:
+    """Returns an average with a length where it asks for one."""
+    extra = BESIDE.get(average, {})
+    return AVERAGES[average].using(**{key.partition(".")[2]: value for key, value in extra.items()})
+
+
+def changes_of(slot: str, name: str) -> list[Settings]:
+    """Returns the choice of a part, and under it every option of every setting of its own."""
+    chosen: Settings = {slot: name, **BESIDE.get(name, {})}
+    found = [chosen]
+    for setting, values in alternatives(TABLES[slot][name].function).items():
+        extra = BESIDE.get(f"{name}.{setting}", {})
+        found += [{**chosen, f"{slot}.{setting}": value, **extra} for value in values]
+    return found
