@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from logratio.batch import Batch
+from logratio.keep import reward
 from logratio.objective import Objective
 from logratio.part import Needs
 from logratio.records import Graded, Rollout
@@ -36,7 +37,7 @@ def collate(graded: Sequence[Graded], objective: Objective) -> Batch:
         mask=mask_of(rows),
         group=torch.tensor([row.group for row in rows]),
         pair=pairs_of(kept) if "pair" in wanted.streams else None,
-        reward=torch.tensor([float(one.verdict.reward or 0) for one in kept]),
+        reward=torch.tensor([reward(one) for one in kept]) if "reward" in wanted.streams else None,
         old=optional("old", rows, wanted),
         columns=made,
     )
@@ -102,12 +103,12 @@ def steps_of(graded: Sequence[Graded], rows: Sequence[Rollout], name: str) -> Te
     for place, (one, row) in enumerate(zip(graded, rows, strict=True)):
         verdict, chosen = one.verdict, row.trained or (True,) * len(row.ids)
         check_steps(one, len(row.ids))
-        for reward, end in zip(verdict.steps, verdict.step_ends, strict=True):
+        for earned, end in zip(verdict.steps, verdict.step_ends, strict=True):
             token = end - 1
             while token > 0 and not chosen[token]:
                 token -= 1
             ends[place][token] = 1.0
-            rewards[place][token] += reward
+            rewards[place][token] += earned
     return padded(ends if name == "step_end" else rewards, torch.float32)
 
 
@@ -130,7 +131,7 @@ def check_length(name: str, values: Sequence[Any], row: Rollout) -> None:
     """Refuses a per-token stream that is not as long as the text."""
     if len(values) != len(row.ids):
         raise Refused(f"`{name}` of rollout {row.index} of `{row.problem}` has {len(values)} "
-                      f"entries, but it must have one for each of {len(row.ids)} tokens")  # fmt: skip
+                      f"entries, but it must have {len(row.ids)}, one a token")  # fmt: skip
 
 
 def padded(rows: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from logratio.settings import Refused
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -47,7 +49,7 @@ class Rollout:
         (2, 3)
         """
         if self.old is not None:
-            raise ValueError(f"rollout {self.index} of `{self.problem}` was sampled: a prompt "
+            raise Refused(f"rollout {self.index} of `{self.problem}` was sampled: a prompt "
                              "that was not sampled can not be trained beside it")  # fmt: skip
         moved = self.prompt_ids[1:]
         trained = None if self.trained is None else (True,) * len(moved) + self.trained

@@ -122,18 +122,6 @@ def visits(tree: Tree, policy: Table) -> Float[Tensor, "S M"]:
     return torch.cat(levels, 1)
 
 
-def visited_sum(
-    tree: Tree, policy: Table, values: Float[Tensor, "S M"], *, follow: bool
-) -> Float[Tensor, ""]:
-    """Returns the expected sum of a number per state; without `follow` the visits are constants.
-
-    The gradient of a loss that adds up tokens under a fixed sample does not follow the visits.
-    """
-    passed = visits(tree, policy)
-    inner = slice(0, tree.first(tree.length))
-    return ((passed if follow else passed.detach())[:, inner] * values[:, inner]).sum()
-
-
 def head_gradient(
     logits: Float[Tensor, "B S V"],
     reference: Float[Tensor, "B S V"],

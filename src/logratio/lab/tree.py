@@ -6,6 +6,7 @@ last level holds the whole sequences, whose rows say nothing.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -36,22 +37,6 @@ class Tree:
         """Returns the number of the first state after `depth` tokens."""
         return sum(self.vocabulary**level for level in range(depth))
 
-    def ids(self) -> Int[Tensor, "N T"]:
-        """Returns the tokens of every sequence, in the order of the leaves."""
-        tokens = [torch.arange(self.vocabulary)] * self.length
-        return torch.cartesian_prod(*tokens).view(self.leaves, self.length)
-
-    def path(self) -> Int[Tensor, "N S"]:
-        """Returns the states that every sequence passes, from the root to its leaf."""
-        leaf = torch.arange(self.leaves)
-        return torch.stack(
-            [
-                self.first(depth) + leaf // self.vocabulary ** (self.length - depth)
-                for depth in range(self.length + 1)
-            ],
-            dim=1,
-        )
-
     def level(self, table: Tensor, depth: int) -> Tensor:
         """Returns the rows of the states after `depth` tokens."""
         start = self.first(depth)
@@ -77,6 +62,22 @@ class Tree:
             shape = (len(law), self.vocabulary**depth, self.vocabulary, -1)
             levels.append(law.reshape(shape).logsumexp(-1).log_softmax(-1))
         return self.stacked(levels)
+
+
+@cache
+def tokens(tree: Tree) -> Int[Tensor, "N T"]:
+    """Returns the tokens of every sequence, in the order of the leaves."""
+    each = [torch.arange(tree.vocabulary)] * tree.length
+    return torch.cartesian_prod(*each).view(tree.leaves, tree.length)
+
+
+@cache
+def paths(tree: Tree) -> Int[Tensor, "N S"]:
+    """Returns the states that every sequence passes, from the root to its leaf."""
+    leaf = torch.arange(tree.leaves)
+    depths = range(tree.length + 1)
+    passed = [tree.first(d) + leaf // tree.vocabulary ** (tree.length - d) for d in depths]
+    return torch.stack(passed, dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
