@@ -35,6 +35,19 @@ def rewarded(*rewards: float, group: list[int] | None = None, **streams: Any) ->
     return batch(ragged(*[1] * len(rewards)), group=owners, reward=list(rewards), **streams)
 
 
+def noise(seed: int, *shape: int) -> Tensor:
+    """Returns normal random numbers that a seed decides."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def groups(mask: Tensor, **streams: Any) -> Batch:
+    """Returns two prompts of half the rows each, with random rewards and log-probs."""
+    rows, tokens = mask.shape
+    old, ref = noise(1, rows, tokens) - 2, noise(2, rows, tokens) - 2
+    given = {"reward": noise(0, rows), "old": old, "ref": ref, **streams}
+    return batch(mask, group=torch.arange(rows) * 2 // rows, **given)
+
+
 def tensor(value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
     """Returns a tensor: a list's fractions in this type, its integers and truths as they are."""
     found = value if isinstance(value, Tensor) else torch.tensor(value)
@@ -52,13 +65,16 @@ def graded(
     *,
     group: int = 0,
     ids: tuple[int, ...] = (1,),
-    finish: Any = "stop",
     correct: bool | None = None,
     error: str | None = None,
+    pair: tuple[int, Any] = (-1, 0),
+    **rollout: Any,
 ) -> Graded:
-    """Returns a rollout of the problem `sums/7` with its verdict."""
-    rollout = Rollout(problem="sums/7", group=group, prompt_ids=(9,), ids=ids, finish=finish)
-    return Graded(rollout=rollout, verdict=Verdict(reward=reward, correct=correct, error=error))
+    """Returns a rollout of the problem `sums/7` with its verdict; `pair` is its number and side."""
+    made = Rollout(problem="sums/7", group=group, prompt_ids=(9, 8), ids=ids, **rollout)
+    verdict = Verdict(reward=reward, correct=correct, error=error)
+    number, side = pair
+    return Graded(rollout=made, verdict=verdict, pair=None if number < 0 else number, side=side)
 
 
 def learned(

@@ -34,12 +34,12 @@ def test_every_objective_has_a_preset_for_its_document_and_a_closed_form(name):
     assert find(name).coefficient is not None
 
 
-SOURCE = '''
+SOURCE = """
 from logratio.objectives.sft import sft
 from dataclasses import replace
 mine = replace(sft, name="mine")
 number = 3
-'''
+"""
 
 
 def test_an_objective_is_found_in_a_file(tmp_path):

@@ -26,7 +26,9 @@ CROSS = {"kind": "cross_entropy", "q0": 0.0}
 def one(*apart, reward, **streams):
     """One response with these log-ratios to a reference at -3."""
     policy = policy_of([[x - 3 for x in apart]])
-    return policy, batch_of([[1] * len(apart)], ref=[[-3.0] * len(apart)], reward=[reward], **streams)
+    return policy, batch_of(
+        [[1] * len(apart)], ref=[[-3.0] * len(apart)], reward=[reward], **streams
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,11 @@ def three(**streams):
         (-0.3, [-0.3, -0.3, -0.3], [0, 0, 0]),
         (2, [2.0, 2.0, 2.0], [0, 0, 0]),
         # .5 log of the mean of e^-2 and e^-1; (e^-2 + e^-1)^2 / (e^-4 + e^-2) samples
-        ("policy", [-0.6899427465208612, -0.6899427465208612, -2.0], [1.6480542736638854] * 2 + [1]),
+        (
+            "policy",
+            [-0.6899427465208612, -0.6899427465208612, -2.0],
+            [1.6480542736638854] * 2 + [1],
+        ),
         # ... of e^-2.4 and e^-.8
         (
             "policy_weighted",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logratio.lab import closed
 from logratio.lab.bench import Claim, Data, Experiment, all_pairs, all_sequences
-from logratio.lab.tree import Law, World, random_world
+from logratio.lab.tree import Law, Table, World, random_world
 from logratio.objective import Objective
 from logratio.objectives import find
 from logratio.records import Graded, Rollout, Verdict
@@ -62,7 +62,7 @@ def kept(world: World, objective: Objective) -> Bool[Tensor, "S N"]:
             rollout=Rollout(problem=f"{group}", group=group, index=i, prompt_ids=(), ids=(i,)),
             verdict=Verdict(reward=reward),
         )
-        for group, rewards in enumerate(world.reward.tolist())
+        for group, rewards in enumerate(cast(list[list[float]], world.reward.tolist()))
         for i, reward in enumerate(rewards)
     ]
     return torch.tensor(objective.keep(graded)).view(world.reward.shape)
@@ -155,48 +155,51 @@ def penalised_divergences(world: World) -> Iterator[Claim]:
         yield claim
 
 
+LOW, HIGH = -1.6, 0.1  # rewards that qpo reads as success 0 and 1
+TARGETS: list[tuple[str, bool, dict[str, Any], str]] = [  # target, on policy, closed form, in words
+    ("monte_carlo", False, {"trace": 1.0}, "Q of the behaviour"),
+    ("monte_carlo", True, {"trace": 0.0}, "Q of the policy, on policy"),
+    ("bootstrap", False, {"trace": 0.0}, "Q of the policy"),
+    ("q_learning", False, {"best": True}, "Q of the best"),
+    ("td", False, {"trace": 0.6}, "Q of both, mixed"),
+]
+
+
 def classifiers(world: World) -> Iterator[Claim]:
     """Yields qpo under its four targets, with both offsets that make its classifier exact."""
-    low, high = -1.6, 0.1
-    success = (world.reward - low) / (high - low)
-    elsewhere = all_sequences(world, world.tree.law(world.behaviour))
-    itself = all_sequences(world, None)
-    for target, data, solution, said in (
-        ("monte_carlo", elsewhere, {"trace": 1.0}, "Q of the behaviour"),
-        ("monte_carlo", itself, {"trace": 0.0}, "Q of the policy, on policy"),
-        ("bootstrap", elsewhere, {"trace": 0.0}, "Q of the policy"),
-        ("q_learning", elsewhere, {"best": True}, "Q of the best"),
-        ("td", elsewhere, {"trace": 0.6}, "Q of both, mixed"),
-    ):
+    success = (world.reward - LOW) / (HIGH - LOW)
+    elsewhere, itself = (
+        all_sequences(world, law) for law in (world.tree.law(world.behaviour), None)
+    )
+    for target, on_policy, solution, said in TARGETS:
         logits, offset = closed.odds_tilt(
             world.tree, world.reference, success, gain=GAIN, behaviour=world.behaviour, **solution
         )
-        for kind, free in (("log_sum_exp", target in ("monte_carlo", "td")), ("head", False)):
-            c: dict[str, Any] = {} if free else {"c": -0.2}
-            trace = {"trace": 0.6} if target == "td" else {}
-            objective = find("qpo").using(
-                target=target,
-                gain=GAIN,
-                offset=kind,
-                reward_low=low,
-                reward_high=high,
-                **c,
-                **trace,
-            )
-            optimum = {"logits": logits}
-            if kind == "head":
-                optimum["offset"] = inner(world, offset + 0.2)
-            elif free:
-                optimum["c"] = torch.zeros((), dtype=logits.dtype)
-            else:
-                optimum["logits"] = logits + GAIN * 0.2
+        trace = {"trace": solution["trace"]} if target == "td" else {}
+        shared = {"target": target, "gain": GAIN, "reward_low": LOW, "reward_high": HIGH, **trace}
+        for kind, c, optimum in readings(world, target, logits, offset):
+            objective = find("qpo").using(**shared, offset=kind, c=c)
             yield Claim(
                 case=f"{target}, offset {kind}: odds tilt, {said}",
-                experiment=exact(objective, world, data),
+                experiment=exact(objective, world, itself if on_policy else elsewhere),
                 optimum=optimum,
                 rate=0.1,
-                steps=300,
             )
+
+
+def readings(
+    world: World, target: str, logits: Table, offset: Tensor
+) -> Iterator[tuple[str, float | str, dict[str, Tensor]]]:
+    """Yields each offset of qpo with its c and the parameters at which l_Q = logit(Q).
+
+    Raw logits hold the offset, and a c too: it is learned where that is quick, else fixed.
+    """
+    if target in ("monte_carlo", "td"):
+        zero = torch.zeros((), dtype=logits.dtype)
+        yield "log_sum_exp", "learned", {"logits": logits, "c": zero}
+    else:
+        yield "log_sum_exp", -0.2, {"logits": logits + 0.2 * GAIN}
+    yield "head", -0.2, {"logits": logits, "offset": inner(world, offset + 0.2)}
 
 
 def regressions(world: World) -> Iterator[Claim]:

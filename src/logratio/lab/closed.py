@@ -31,7 +31,7 @@ def soft_value(reference: Law, reward: Law, temperature: float) -> Float[Tensor,
 def soft_values(
     tree: Tree, reference: Table, reward: Law, temperature: float
 ) -> Float[Tensor, "S M"]:
-    """Returns the soft value of every state: V(s) = t log E e^(V(next) / t), the leaf's its reward."""
+    """Returns every state's soft value: V(s) = t log E e^(V(next) / t), and a leaf's its reward."""
     levels = [reward]
     for depth in reversed(range(tree.length)):
         logp = tree.level(reference, depth).log_softmax(-1)

@@ -44,7 +44,7 @@ def read(
         entropy=entropy,
         kl=kl,
         heads=heads,
-        statistics=statistics(logits, needs, reference, heads, scalars),
+        statistics=statistics(logits, needs, reference=reference, heads=heads, scalars=scalars),
         scalars=scalars,
     )
 
@@ -52,6 +52,7 @@ def read(
 def statistics(
     logits: Rows,
     needs: Needs,
+    *,
     reference: Rows | None,
     heads: Mapping[str, Float[Tensor, "B S"]],
     scalars: Mapping[str, Float[Tensor, ""]],

@@ -63,13 +63,18 @@ def draw(objective: Objective, seed: int) -> Draw:
     reference = logits + normal(generator, len(GROUPS), TOKENS + 1, VOCABULARY) / 2
     ids = torch.randint(VOCABULARY, mask.shape, generator=generator)
     logp = dense.taken(logits.log_softmax(-1), ids)
-    streams = {name: column(name, declared, mask, generator) for name in sorted(declared.streams)}
-    streams |= {"old": logp + normal(generator, *mask.shape) / 3, "pair": pair}
-    streams["behaviour"] = streams["old"] + normal(generator, *mask.shape) / 3
-    streams |= dense.reference_columns(reference, ids)
-    streams["reward"] = reward(objective, generator)
-    if "split" in streams:
-        streams["split"] = split(pair, mask, generator)
+    known = {
+        "old": logp + normal(generator, *mask.shape) / 3,
+        "behaviour": logp + normal(generator, *mask.shape) / 3,
+        "pair": pair,
+        "reward": reward(objective, generator),
+        "split": split(pair, mask, generator),
+        **dense.reference_columns(reference, ids),
+    }
+    streams = {
+        name: known[name] if name in known else column(name, declared, mask, generator)
+        for name in sorted(declared.streams)
+    }
     fields = {name: streams.pop(name) for name in STREAMS if name in streams}
     batch = Batch(mask=mask, group=group, **fields, columns=streams)
     return Draw(

@@ -51,15 +51,13 @@ def sums(world: World, policy: Table, visitor: Table) -> Sums:
 
 
 def rows() -> Iterator[Row]:
-    """Yields a row for every estimator at every place, and those of the bandit."""
+    """Yields a row for every estimator at every place."""
     noise = random_world(3)
     world = replace(random_world(2), reward=torch.zeros_like(noise.reward))
     policy = (world.reference + noise.reference).requires_grad_()
     yield from in_the_loss(world, policy)
     yield from off_policy(world, policy, noise.behaviour)
     yield from in_the_reward(world, policy)
-    for claim in bandits():
-        yield claim.row()
 
 
 def in_the_loss(world: World, policy: Table) -> Iterator[Row]:
@@ -103,11 +101,16 @@ def penalty(estimator: str, *, corrected: bool) -> Objective:
 
 
 def in_the_reward(world: World, policy: Table) -> Iterator[Row]:
-    """Yields the estimators in the reward of ppo and of grpo: there only k1 is the KL's gradient."""
+    """Yields the estimators in the reward of ppo and of grpo, where only k1 follows the KL."""
     found = sums(world, policy, policy)
     for estimator, value, slope, said in (
         ("k1", found.whole, found.whole, "of the whole KL"),
-        ("k2", found.whole_square, found.whole_square - found.reverse, "of its mean, less k2's own"),
+        (
+            "k2",
+            found.whole_square,
+            found.whole_square - found.reverse,
+            "of its mean, less k2's own",
+        ),
         ("k3", found.whole, found.whole - found.forward, "of the whole KL, less k3's own"),
         ("exact", found.whole, found.whole - found.reverse, "of the whole KL, less its own"),
     ):
@@ -154,7 +157,7 @@ def compared(
     scale = max(float(expected.abs().max()), 1e-3)
     measured = {"gradient": float((gradient - expected).abs().max()) / scale}
     if value is not None:
-        measured = {"value": float((value[0] - value[1]).abs()), **measured}
+        measured = {"value": (value[0] - value[1]).abs().item(), **measured}
     subject = experiment.objective.name
     return Row(part=PART, subject=subject, case=case, measured=measured, limits=LIMITS)
 
@@ -180,8 +183,8 @@ def bandits() -> Iterator[Claim]:
         law = torch.tensor([expected], dtype=torch.float64).log().clamp(min=-700)
         objective = find("grpo").using(**{"credit.spread": "none", **settings})
         yield Claim(
-            part=PART,
-            case=f"bandit, {case}: {expected}",
+            part="bandit",
+            case=f"{case}: {', '.join(f'{share:.4f}' for share in expected)}",
             experiment=experiment_on(world, objective),
             optimum={"logits": tree.table(law)},
             limits=BANDIT_LIMITS,

@@ -3,7 +3,7 @@
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from logratio.batch import Unit
 from logratio.credit import CREDITS
 from logratio.lab.draw import draw
 from logratio.objective import TABLES, Objective
-from logratio.objectives import find, names
 from logratio.part import Part
 from logratio.settings import Refused, defaults
 from logratio.weight import WEIGHTS
@@ -26,7 +25,13 @@ class Options:
 
     objective: Objective
     setting: str
-    variants: Mapping[str, Objective]  # by what makes them different
+    changes: Sequence[Settings]
+
+    def variants(self) -> dict[str, Objective]:
+        """Returns the objective under each option, by the settings that make it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of choices that are made on purpose
+            return {typed(change): self.objective.using(**change) for change in self.changes}
 
 
 BESIDE: dict[str, Settings] = {  # what else must be set for a setting, or for one value, to act
@@ -44,7 +49,7 @@ BESIDE: dict[str, Settings] = {  # what else must be set for a setting, or for o
     "spo.kind=pair": {"average": "per_pair"},
 }
 
-NUMBERS: dict[str, list[Settings]] = {  # numbers away from their defaults, and settings that meet
+COMBINED: dict[str, list[Settings]] = {  # numbers away from their defaults, and settings that meet
     "reward_model": [{"margin": 0.5}, {"centering": 0.1}, {"margin": "column", "pooling": "last"}],
     "dpo": [
         {"beta": 0.7, "smoothing": 0.1},
@@ -95,41 +100,26 @@ NUMBERS: dict[str, list[Settings]] = {  # numbers away from their defaults, and 
 }  # fmt: skip
 
 
-def every_option() -> Iterator[Options]:
-    """Yields every objective with its options, one setting or part at a time."""
-    for name in names():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of choices that verify makes on purpose
-            yield from options(find(name))
-
-
 def options(objective: Objective) -> Iterator[Options]:
     """Yields the options of one objective; of one that borrows its loss only what it adds."""
-    chosen: dict[str, list[Settings]] = {"default": [{}]}
     presets = [{"preset": name} for name in objective.presets]
-    chosen |= {"preset": [beside(objective.name, one) for one in presets]}
-    if borrowed(objective):
-        yield from formed(objective, chosen)
-        return
-    function = objective.loss.function
-    for setting, values in alternatives(function).items():
-        changes = ({setting: value} for value in values)
-        chosen[setting] = [beside(objective.name, change) for change in changes]
-    chosen["numbers"] = list(NUMBERS.get(objective.name, []))
-    for slot, parts in admitted(objective).items():
-        chosen[slot] = [change for part in parts for change in changes_of(slot, part)]
-    yield from formed(objective, chosen)
-
-
-def formed(objective: Objective, chosen: Mapping[str, list[Settings]]) -> Iterator[Options]:
-    """Yields the objective under each of the chosen settings; nothing where nothing is chosen."""
+    chosen: dict[str, list[Settings]] = {
+        "default": [{}],
+        "preset": [beside(objective.name, preset) for preset in presets],
+    }
+    if not borrowed(objective):
+        for setting, values in alternatives(objective.loss.function).items():
+            changes = ({setting: value} for value in values)
+            chosen[setting] = [beside(objective.name, change) for change in changes]
+        chosen["combined"] = list(COMBINED.get(objective.name, []))
+        for slot, parts in admitted(objective).items():
+            chosen[slot] = [change for part in parts for change in changes_of(slot, part)]
     for setting, changes in chosen.items():
-        variants = {label(change): objective.using(**change) for change in changes}
-        if variants:
-            yield Options(objective=objective, setting=setting, variants=variants)
+        if changes:
+            yield Options(objective=objective, setting=setting, changes=changes)
 
 
-def label(change: Settings) -> str:
+def typed(change: Settings) -> str:
     """Returns settings as they are typed."""
     return " ".join(f"{key}={value}" for key, value in change.items()) or "default"
 
@@ -167,7 +157,8 @@ def choices(hint: Any) -> list[object]:
         return list(typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
         return [value for one in typing.get_args(hint) for value in choices(one)]
-    return {bool: [True, False], type(None): [None]}.get(hint, [])
+    listed: dict[object, list[object]] = {bool: [True, False], type(None): [None]}
+    return listed.get(hint, [])
 
 
 def admitted(objective: Objective) -> dict[str, list[str]]:
@@ -210,7 +201,7 @@ def bound(average: str) -> Part:
 def changes_of(slot: str, name: str) -> list[Settings]:
     """Returns the choice of a part, and under it every option of every setting of its own."""
     chosen: Settings = {slot: name, **BESIDE.get(name, {})}
-    found = [chosen]
+    found: list[Settings] = [chosen]
     for setting, values in alternatives(TABLES[slot][name].function).items():
         extra = BESIDE.get(f"{name}.{setting}", {})
         found += [{**chosen, f"{slot}.{setting}": value, **extra} for value in values]

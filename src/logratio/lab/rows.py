@@ -1,6 +1,6 @@
 """Rows of the table that `logratio verify` prints: what was measured, and what was allowed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
@@ -8,22 +8,21 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One thing that was verified: each number in it must stay below the limit of its name."""
+    """One thing that was verified: each number in it must stay within the limit of its name."""
 
-    part: str  # slopes, fixed points, kl
+    part: str
     subject: str
     case: str
     measured: Mapping[str, float]
     limits: Mapping[str, float]
-    worst: str = ""  # where the largest number was found, if the row covers several cases
+    worst: str = ""  # the option that was furthest off, where a row covers several; or an error
     counted: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def passed(self) -> bool:
-        """Whether every number is below its limit; one that is not a number is not."""
-        return bool(self.measured) and all(
-            value <= self.limits[name] for name, value in self.measured.items()
-        )
+        """Whether every number is within its limit; a number that is none is not."""
+        within = [value <= self.limits[name] for name, value in self.measured.items()]
+        return bool(within) and all(within)
 
     def record(self) -> dict[str, Any]:
         """Returns the row for JSON, which has no word for nan and infinity: they become null."""
@@ -31,59 +30,50 @@ class Row:
         return {**asdict(self), "measured": finite, "passed": self.passed}
 
 
-def attempted(
-    part: str, subject: str, case: str, measure: Callable[[], Row]
-) -> Row:  # the only place where an error becomes a result
+def attempted(measure: Callable[[], Row], *, part: str, subject: str, case: str) -> Row:
     """Returns the row that a measurement makes, or a failed one that says what it raised."""
     try:
         return measure()
-    except Exception as error:  # noqa: BLE001 (whatever broke, the other rows still count)
+    except Exception as error:  # whatever broke, the other rows still count
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         return Row(part=part, subject=subject, case=case, measured={}, limits={}, worst=said)
 
 
+def attempted_all(rows: Iterator[Row], *, part: str, subject: str) -> Iterator[Row]:
+    """Yields rows as they are made; an error between them becomes a last one, that failed."""
+    try:
+        yield from rows
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        yield Row(part=part, subject=subject, case="all", measured={}, limits={}, worst=said)
+
+
+WIDEST = 72  # characters of a case; the rest of a longer one is in the JSON
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as text, part by part, with the limits above each column."""
+    """Returns the rows as text, part by part, with the limits beside each part's name."""
     lines: list[str] = []
     for part in dict.fromkeys(row.part for row in rows):
         own = [row for row in rows if row.part == part]
-        lines += [*heading(part, own), *(line(row, columns(own)) for row in own), ""]
+        limits: dict[str, float] = {}
+        for row in own:
+            limits |= {
+                name: max(limit, limits.get(name, 0.0)) for name, limit in row.limits.items()
+            }
+        width = min(WIDEST, max(len(row.case) for row in own))
+        allowed = ", ".join(f"{name} at most {limit:.0e}" for name, limit in limits.items())
+        names = "".join(f"{name:>13}" for name in limits)
+        lines += ["", f"{part}: {allowed}", f"{'':{width + 18}}{names}"]
+        lines += [line(row, limits, width) for row in own]
     failed = sum(not row.passed for row in rows)
-    return "\n".join([*lines, f"{len(rows)} rows, {failed} failed"])
+    return "\n".join([*lines[1:], "", f"{len(rows)} rows, {failed} failed"])
 
 
-WIDTHS = {"subject": 16, "case": 58, "number": 12}
-
-
-def columns(rows: Sequence[Row]) -> dict[str, float]:
-    """Returns the names of the numbers in these rows, with the limit that most of them have."""
-    found: dict[str, float] = {}
-    for row in rows:
-        found = {**row.limits, **found}
-    return found
-
-
-def heading(part: str, rows: Sequence[Row]) -> list[str]:
-    """Returns the name of a part of the table, and what its numbers are."""
-    names = columns(rows)
-    limits = ", ".join(f"{name} <= {limit:.0e}" for name, limit in names.items())
-    title = f"{part:<{WIDTHS['subject'] + WIDTHS['case'] + 2}}"
-    cells = "".join(f"{name[: WIDTHS['number']]:>{WIDTHS['number'] + 2}}" for name in names)
-    return [
-        f"{part}: {limits}" if names else part,
-        "-" * 8,
-        title.replace(part, " " * len(part)) + cells,
-    ]
-
-
-def line(row: Row, names: Mapping[str, float]) -> str:
+def line(row: Row, names: Mapping[str, float], width: int) -> str:
     """Returns one row as text; a failed one says where."""
-    cells = "".join(cell(row.measured.get(name)) for name in names)
+    values = [row.measured.get(name) for name in names]
+    cells = "".join(f"{'' if value is None else f'{value:.1e}':>13}" for value in values)
+    case = row.case if len(row.case) <= width else f"{row.case[: width - 1]}…"
     said = "ok" if row.passed else f"FAILED {row.worst}".rstrip()
-    case = row.case if len(row.case) <= WIDTHS["case"] else row.case[: WIDTHS["case"] - 1] + "…"
-    return f"{row.subject:<{WIDTHS['subject']}}  {case:<{WIDTHS['case']}}{cells}  {said}"
-
-
-def cell(value: float | None) -> str:
-    """Returns a number in the width of its column."""
-    return f"{'' if value is None else f'{value:.1e}':>{WIDTHS['number'] + 2}}"
+    return f"  {row.subject:<14}  {case:<{width}}{cells}  {said}"

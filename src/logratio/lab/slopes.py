@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +11,12 @@ from logratio.batch import Policy
 from logratio.lab.closed import head_gradient
 from logratio.lab.draw import Draw, Leaves, draw, normal
 from logratio.lab.kinks import decisions, same
-from logratio.lab.options import Options, every_option
-from logratio.lab.rows import Row, attempted
+from logratio.lab.options import Options
+from logratio.lab.options import options as options_of
+from logratio.lab.rows import Row, attempted, attempted_all
 from logratio.numerics import recorded, replayed
 from logratio.objective import Objective
+from logratio.objectives import find, names
 
 PART = "slopes"
 LIMITS = {"closed form": 1e-11, "difference": 1e-6}  # relative to the largest slope
@@ -35,33 +38,39 @@ class Errors:
 
 def rows() -> Iterator[Row]:
     """Yields a row for every setting and part of every objective."""
-    for options in every_option():
-        name, case = options.objective.name, described(options)
-        yield attempted(PART, name, case, lambda found=options: row(found))
+    for name in names():
+        yield from attempted_all(rows_of(name), part=PART, subject=name)
+
+
+def rows_of(name: str) -> Iterator[Row]:
+    """Yields a row for every setting and part of one objective."""
+    for options in options_of(find(name)):
+        case = described(options)
+        yield attempted(partial(row, options, case), part=PART, subject=name, case=case)
 
 
 def described(options: Options) -> str:
-    """Returns the setting and its values in one line."""
-    prefix = f"{options.setting}="
-    values = [name.removeprefix(prefix) for name in options.variants]
-    many = f"{len(values)} combinations" if options.setting == "numbers" else ", ".join(values)
-    return many if options.setting in ("default", "numbers") else f"{options.setting}: {many}"
+    """Returns the setting with its values; for combinations the names of what they set."""
+    if options.setting == "combined":
+        values = [name for change in options.changes for name in change]
+    else:
+        values = [f"{next(iter(change.values()))}" for change in options.changes if change]
+    return f"{options.setting}: {', '.join(dict.fromkeys(values))}".removesuffix(": ")
 
 
-def row(options: Options) -> Row:
+def row(options: Options, case: str) -> Row:
     """Returns the largest errors over the options of one setting."""
-    found = {name: errors(variant) for name, variant in options.variants.items()}
-    worst = max(found, key=lambda name: badness(found[name]))
+    found = {name: errors(variant) for name, variant in options.variants().items()}
     return Row(
         part=PART,
         subject=options.objective.name,
-        case=described(options),
+        case=case,
         measured={
             "closed form": max(one.closed for one in found.values()),
             "difference": max(one.difference for one in found.values()),
         },
         limits=LIMITS,
-        worst=worst,
+        worst=max(found, key=lambda name: badness(found[name])),
         counted={
             "options": len(found),
             "draws": sum(one.draws for one in found.values()),
@@ -121,14 +130,14 @@ def present(policy: Policy) -> dict[str, Tensor]:
 
 def by_autograd(loss: Tensor, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the gradient of a loss in each of these; zeros where it does not reach."""
-    reached = list(streams.values())
-    found = torch.autograd.grad(loss, reached, allow_unused=True)
-    pairs = zip(streams.items(), found, strict=True)
-    return {name: torch.zeros_like(at) if slope is None else slope for (name, at), slope in pairs}
+    found = torch.autograd.grad(
+        loss, list(streams.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(streams, found, strict=True))
 
 
 def by_coefficient(one: Draw, policy: Policy) -> dict[str, Tensor]:
-    """Returns the same gradient in closed form: the objective's slopes, and the head's from them."""
+    """Returns the same gradient in closed form: the slopes, and the head's gradient from them."""
     with torch.no_grad():
         slopes = one.objective.slopes(policy, one.batch)
     streams = {**present(policy), **one.leaves}

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms
+from logratio.credit import check_group_size
 from logratio.numerics import group_log_mean_exp, group_mean, masked_sum, soft_cross_entropy, stop
 from logratio.objective import Objective, Slopes, only
 from logratio.part import Needs, Part, needs
@@ -79,7 +79,7 @@ def coefficient(
         row = soft_cross_entropy(end / beta, reward / beta, edge=edge)[1] / beta
     slopes = {"logp": beta * row[:, None] * batch.mask}
     if q0 == "learned":
-        slopes["q0"] = pad(row[:, None] * batch.starts(), (0, 1))
+        slopes["q0"] = torch.nn.functional.pad(row[:, None] * batch.starts(), (0, 1))
     return {"soft": slopes}
 
 
@@ -99,16 +99,16 @@ def pieces(
     received = batch.stream("reward" if rewards == "outcome" else "token_reward")
     reward = received if rewards == "outcome" else masked_sum(received, batch.mask)
     _, samples = group_log_mean_exp(torch.zeros_like(reward), batch.group)
+    if q0 in GROUPED:
+        check_group_size(batch.group)
     if not isinstance(q0, str):
         start, samples = torch.full_like(reward, q0), torch.zeros_like(reward)
     elif q0 == "reference":
         start, samples = batch.stream("q0"), batch.stream("q0_samples")
     elif q0 == "learned":
         start = masked_sum(policy.heads["q0"][:, :-1], batch.starts())
-    elif q0 == "mean":
-        start = group_mean(reward, batch.group)
-    elif q0 == "vargrad":
-        start = group_mean(reward - beta * stop(ratio), batch.group)
+    elif q0 in ("mean", "vargrad"):
+        start = group_mean(reward - (beta * stop(ratio) if q0 == "vargrad" else 0.0), batch.group)
     else:
         weighted = stop(ratio) if q0 == "policy_weighted" else 0.0
         start, samples = group_log_mean_exp(reward / beta - weighted, batch.group)
