@@ -332,9 +332,8 @@ def test_a_group_too_small_to_be_its_own_baseline(objective, settings, group, si
     )  # fmt: skip
     chosen = find(objective).using(**settings)
     sentence = refusal(chosen.prepare, batch)
-    first = 7 if size == 1 else 5
     check_sentence(
-        sentence, "group", f"{first} has {size} rollout(s)", f"needs at least {least} for each"
+        sentence, "group", f"7 has {size} rollout(s)", f"needs at least {least} for each"
     )
 
 
