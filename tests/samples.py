@@ -44,8 +44,10 @@ def groups(mask: Tensor, **streams: Any) -> Batch:
     """Returns two prompts of half the rows each, with random rewards and log-probs."""
     rows, tokens = mask.shape
     old, ref = noise(1, rows, tokens) - 2, noise(2, rows, tokens) - 2
-    given = {"reward": noise(0, rows), "old": old, "ref": ref, **streams}
-    return batch(mask, group=torch.arange(rows) * 2 // rows, **given)
+    group = torch.arange(rows) * 2 // rows
+    return batch(
+        mask, **{"group": group, "reward": noise(0, rows), "old": old, "ref": ref, **streams}
+    )
 
 
 def tensor(value: Any, dtype: torch.dtype = torch.float64) -> Tensor:

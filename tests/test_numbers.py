@@ -5,9 +5,10 @@ A number is compared at the digits that the report prints.
 
 import pytest
 import torch
-from samples import batch, learned, marks, ragged, rewarded, same
+from samples import batch, graded, learned, marks, ragged, rewarded, same
 
 from logratio import credit
+from logratio.collate import collate
 from logratio.controller import AdaptiveKL
 from logratio.lab import dense
 from logratio.numerics import clipped_surrogate, kl_estimate
@@ -130,6 +131,14 @@ def test_rft_divides_by_all_samples_or_by_the_kept_ones():
     same(kept, 1.5)
     same(drawn, 0.375)
     same(learned(find("sft").using(average="per_sequence"), rows, logp=logp)[0], kept)
+
+
+def test_samples_of_a_prompt_without_any_kept_one_count_too():
+    """3.1: the expectation is over all that was sampled."""
+    drawn = [graded(1.0), graded(0.0), *[graded(0.0, group=1)] * 4, graded(2.0, group=2)]
+    found = collate(drawn, find("rft").using(preset="as_written"))
+    same(found.stream("drawn").sum(), 7.0)
+    assert found.group.tolist() == [0, 2]
 
 
 def test_nothing_kept_is_no_loss_and_no_gradient():

@@ -120,59 +120,60 @@ def test_the_other_kinds_are_about_sequences(kind):
     assert objective(*one(0.0, reward=-1.0)).terms["soft"].unit == "sequence"
 
 
-def three(**streams):
-    """Three responses, of two prompts, with log-ratios .2 + .2, -.2 and .5 to a reference at -3."""
-    policy = policy_of([[-2.8, -2.8], [-3.2, -9.0], [-2.5, -9.0]])
-    given = {"reward": [-1.0, -0.5, -2.0], "group": [4, 4, 9], **streams}
-    return policy, batch_of([[1, 1], [1, 0], [1, 0]], ref=[[-3.0, -3.0]] * 3, **given)
+def four(**streams):
+    """Responses to two prompts; log-ratios .2 + .2 and -.2, and twice .5, to a reference at -3."""
+    policy = policy_of([[-2.8, -2.8], [-3.2, -9.0], [-2.5, -9.0], [-2.5, -9.0]])
+    given = {"reward": [-1.0, -0.5, -2.0, -2.0], "group": [4, 4, 9, 9], **streams}
+    mask = [[1, 1], [1, 0], [1, 0], [1, 0]]
+    return policy, batch_of(mask, ref=[[-3.0, -3.0]] * 4, **given)
 
 
 @pytest.mark.parametrize(
-    ("q0", "start", "samples"),
+    ("q0", "start", "other", "samples"),
     [
-        # r - beta log-ratio at beta .5: -1.2, -.4 and -2.25, averaged in each group
-        ("vargrad", [-0.8, -0.8, -2.25], [2, 2, 1]),
-        ("mean", [-0.75, -0.75, -2.0], [2, 2, 1]),
-        (-0.3, [-0.3, -0.3, -0.3], [0, 0, 0]),
-        (2, [2.0, 2.0, 2.0], [0, 0, 0]),
+        # r - beta log-ratio at beta .5: -1.2 and -.4, and twice -2.25
+        ("vargrad", -0.8, -2.25, [2.0, 2.0]),
+        ("mean", -0.75, -2.0, [2.0, 2.0]),
+        (-0.3, -0.3, -0.3, [0.0, 0.0]),
+        (2, 2.0, 2.0, [0.0, 0.0]),
         # .5 log of the mean of e^-2 and e^-1; (e^-2 + e^-1)^2 / (e^-4 + e^-2) samples
-        (
-            "policy",
-            [-0.6899427465208612, -0.6899427465208612, -2.0],
-            [1.6480542736638854] * 2 + [1],
-        ),
+        ("policy", -0.6899427465208612, -2.0, [1.6480542736638854, 2.0]),
         # ... of e^-2.4 and e^-.8
-        (
-            "policy_weighted",
-            [-0.6546232198358032, -0.6546232198358032, -2.25],
-            [1.3879781898744896] * 2 + [1],
-        ),
+        ("policy_weighted", -0.6546232198358032, -2.25, [1.3879781898744896, 2.0]),
     ],
 )
-def test_where_q0_comes_from(q0, start, samples):
+def test_where_q0_comes_from(q0, start, other, samples):
     objective = spo.setting("beta", 0.5).setting("q0", q0)
-    policy, batch = three()
-    ends = [start[0] + 0.2, start[1] - 0.1, start[2] + 0.25]
+    policy, batch = four()
+    ends = [start + 0.2, start - 0.1, other + 0.25, other + 0.25]
     check_watch(
         objective, policy, batch,
-        q0=start, q0_samples=samples, q_terminal=ends, cumulative_advantage=[0.2, -0.1, 0.25],
+        q0=[start] * 2 + [other] * 2, q0_samples=[samples[0]] * 2 + [samples[1]] * 2,
+        q_terminal=ends, cumulative_advantage=[0.2, -0.1, 0.25, 0.25],
     )  # fmt: skip
-    off = [q - r for q, r in zip(ends, [-1.0, -0.5, -2.0], strict=True)]
+    off = [q - r for q, r in zip(ends, [-1.0, -0.5, -2.0, -2.0], strict=True)]
     check_losses(objective, policy, batch, soft=[x * x for x in off])
-    # 2 beta (Q - r) over three rows: no gradient goes through Q0
-    slopes = [x / 3 for x in off]
-    check_slopes(
-        objective, policy, batch, logp=[[slopes[0]] * 2, [slopes[1], 0], [slopes[2], 0]]
-    )  # fmt: skip
+    # 2 beta (Q - r) over four rows: no gradient goes through Q0
+    each = [x / 4 for x in off]
+    slopes = [[each[0]] * 2, [each[1], 0], [each[2], 0], [each[3], 0]]
+    check_slopes(objective, policy, batch, logp=slopes)
 
 
 def test_q0_of_the_reference_is_a_column():
     objective = spo.using(beta=0.5, q0="reference")
-    policy, batch = three(q0=[-0.4, -0.4, -1.0], q0_samples=[8.0, 8.0, 16.0])
+    policy, batch = four(q0=[-0.4, -0.4, -1.0, -1.0], q0_samples=[8.0, 8.0, 16.0, 16.0])
     check_watch(
-        objective, policy, batch, q0=[-0.4, -0.4, -1.0], q0_samples=[8.0, 8.0, 16.0],
-        q_terminal=[-0.2, -0.5, -0.75], cumulative_advantage=[0.2, -0.1, 0.25],
+        objective, policy, batch, q0=[-0.4, -0.4, -1.0, -1.0], q0_samples=[8.0, 8.0, 16.0, 16.0],
+        q_terminal=[-0.2, -0.5, -0.75, -0.75], cumulative_advantage=[0.2, -0.1, 0.25, 0.25],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("q0", ["vargrad", "mean", "policy_weighted", "policy"])
+def test_a_group_of_one_has_no_q0_of_its_own(q0):
+    objective = spo.setting("q0", q0)
+    assert refusal(objective, *one(0.0, reward=0.0)) == (
+        "`group` 0 has 1 rollout(s), but a group baseline needs at least 2 for each prompt"
+    )
 
 
 def test_a_learned_q0_learns_at_the_state_where_the_response_begins():
@@ -228,10 +229,10 @@ def test_token_rewards_add_up():
 
 def test_the_sum_is_over_the_tokens_and_the_mean_over_the_responses():
     objective = spo.using(beta=0.5, q0=0.0)
-    policy, batch = three(reward=[0.2, 0.9, 0.25])
-    # only the second is off, by -1, over three
-    check_slopes(objective, policy, batch, logp=[[0, 0], [-1 / 3, 0], [0, 0]])
-    assert_close(loss_of(objective, policy, batch), numbers(1 / 3))
+    policy, batch = four(reward=[0.2, 0.9, 0.25, 0.25])
+    # only the second is off, by -1, over four
+    check_slopes(objective, policy, batch, logp=[[0, 0], [-1 / 4, 0], [0, 0], [0, 0]])
+    assert_close(loss_of(objective, policy, batch), numbers(1 / 4))
 
 
 PRESETS = {

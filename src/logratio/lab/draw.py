@@ -73,7 +73,7 @@ def draw(objective: Objective, seed: int) -> Draw:
     }
     streams = {
         name: known[name] if name in known else column(name, declared, mask, generator)
-        for name in sorted(declared.streams)
+        for name in sorted(declared.streams | {"reward"})  # a batch is as precise as what it holds
     }
     fields = {name: streams.pop(name) for name in STREAMS if name in streams}
     batch = Batch(mask=mask, group=group, **fields, columns=streams)
