@@ -36,6 +36,9 @@ def test_a_controller_is_a_value():
     assert STEERED.coefficient == 0.5
     with pytest.raises(dataclasses.FrozenInstanceError):
         STEERED.coefficient = 1.0  # type: ignore[misc]
+    assert not hasattr(STEERED, "__dict__")
+    with pytest.raises(TypeError):
+        AdaptiveKL(0.5, 2.0)  # type: ignore[misc]
 
 
 def test_it_comes_to_the_target_of_a_kl_that_falls_with_the_coefficient():
@@ -49,6 +52,11 @@ def test_it_comes_to_the_target_of_a_kl_that_falls_with_the_coefficient():
     ("coefficient", "target"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, -1.0)]
 )
 def test_a_controller_that_can_not_steer_is_refused(coefficient, target):
-    with pytest.raises(ValueError, match="but both must be above 0") as refused:
+    says = f"^`target` is {target} and `coefficient` is {coefficient}, but both must be above 0$"
+    with pytest.raises(ValueError, match=says):
         AdaptiveKL(coefficient=coefficient, target=target)
-    assert f"`target` is {target} and `coefficient` is {coefficient}" in str(refused.value)
+
+
+def test_small_numbers_steer_too():
+    steered = AdaptiveKL(coefficient=1e-3, target=1e-2).after(kl=1e-2)
+    assert steered == AdaptiveKL(coefficient=1e-3, target=1e-2)

@@ -1,6 +1,7 @@
 """Wrong input at the door: one sentence says which field, what came, and what is allowed."""
 
 import math
+from dataclasses import replace
 
 import jaxtyping
 import pytest
@@ -17,11 +18,14 @@ WHOLE = {"mask": torch.ones(2, 3, dtype=torch.bool), "group": torch.tensor([0, 0
 
 
 @pytest.fixture
-def unchecked():
+def without_type_checks():
     """Turns off the type checks of the tests, which would speak before the door does."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+unchecked = pytest.mark.usefixtures("without_type_checks")
 
 
 def check_sentence(sentence: str, field: str, came: str, allowed: str) -> None:
@@ -37,6 +41,7 @@ def check_sentence(sentence: str, field: str, came: str, allowed: str) -> None:
 # --- shapes ---
 
 
+@unchecked
 @pytest.mark.parametrize(
     ("field", "came", "allowed"),
     [
@@ -49,7 +54,7 @@ def check_sentence(sentence: str, field: str, came: str, allowed: str) -> None:
         ("ref", (3, 3), (2, 3)),
     ],
 )
-def test_a_field_of_the_batch_with_the_wrong_shape(unchecked, field, came, allowed):
+def test_a_field_of_the_batch_with_the_wrong_shape(field, came, allowed):
     stream = torch.zeros(*came, dtype=torch.long if field in ("group", "pair") else torch.float32)
     sentence = refusal(Batch, **{**WHOLE, field: stream})
     check_sentence(sentence, field, f"has shape {list(came)}", f"it must be {list(allowed)}")
@@ -95,12 +100,14 @@ def numbers_for(name: str) -> torch.Tensor:
     return torch.zeros(*((2, 3) if name in by_token else (2, 4) if name in by_state else (2,)))
 
 
-def test_a_mask_that_is_not_of_truth_values(unchecked):
+@unchecked
+def test_a_mask_that_is_not_of_truth_values():
     sentence = refusal(Batch, mask=torch.ones(2, 3), group=torch.tensor([0, 0]))
     check_sentence(sentence, "mask", "float32 [2, 3]", "it must be a bool [B, T]")
 
 
-def test_a_mask_of_one_row(unchecked):
+@unchecked
+def test_a_mask_of_one_row():
     sentence = refusal(Batch, mask=torch.ones(3, dtype=torch.bool), group=torch.tensor([0, 0]))
     check_sentence(sentence, "mask", "bool [3]", "it must be a bool [B, T]")
 
@@ -117,15 +124,17 @@ def test_a_policy_of_another_shape_than_the_batch(field, policy):
     check_sentence(sentence, field, "shape [2, 4]", "it must be [2, 3]")
 
 
+@unchecked
 @pytest.mark.parametrize("field", ["logit", "entropy", "kl"])
-def test_an_action_stream_of_another_shape(unchecked, field):
+def test_an_action_stream_of_another_shape(field):
     policy = Policy(logp=torch.zeros(2, 3), **{field: torch.zeros(2, 4)})
     sentence = refusal(find("sft"), policy, Batch(**WHOLE))
     check_sentence(sentence, field, "shape [2, 4]", "it must be [2, 3]")
 
 
+@unchecked
 @pytest.mark.parametrize("kind", ["heads", "statistics"])
-def test_a_state_stream_without_its_last_column(unchecked, kind):
+def test_a_state_stream_without_its_last_column(kind):
     policy = Policy(logp=torch.zeros(2, 3), **{kind: {"score": torch.zeros(2, 3)}})
     sentence = refusal(find("sft"), policy, Batch(**WHOLE))
     check_sentence(sentence, "score", "shape [2, 3]", "it must be [2, 4]")
@@ -195,8 +204,6 @@ def test_a_setting_without_a_default_that_was_not_given():
 
 
 def test_an_objective_without_a_closed_form():
-    from dataclasses import replace
-
     mine = replace(find("sft"), name="mine", coefficient=None)
     sentence = refusal(mine.slopes, policy_of([[-1.0]]), batch_of([[1]]))
     check_sentence(sentence, "mine", "gives no closed-form", "`coefficient`")

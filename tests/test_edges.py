@@ -106,9 +106,7 @@ def case(objective: Objective, mask: Tensor, **given: Tensor) -> tuple[Policy, B
         logp=logp.requires_grad_(),
         heads={name: normal(rows, tokens + 1).requires_grad_() for name in sorted(declared.heads)},
         statistics={name: uniform(rows, tokens + 1) for name in sorted(declared.statistics)},
-        scalars={
-            name: torch.tensor(0.2, requires_grad=True) for name in sorted(declared.scalars)
-        },
+        scalars={name: torch.tensor(0.2, requires_grad=True) for name in sorted(declared.scalars)},
         **{name: normal(rows, tokens).requires_grad_() for name in sorted(declared.policy)},
     )
     return policy, objective.prepare(batch)
@@ -183,7 +181,11 @@ def test_equal_rewards(objective, reward):
     by_group = objective.credit.name in {"group", "pairs"} and not objective.credit.resolved().get(
         "kl"
     )
-    if by_group and not objective.loss.resolved().get("beta") and "overlong" not in named(objective):
+    if (
+        by_group
+        and not objective.loss.resolved().get("beta")
+        and "overlong" not in named(objective)
+    ):
         loss, slopes = check_finite(objective, policy, batch)
         assert slopes.abs().max().item() == 0
         assert loss.item() == 0
@@ -254,7 +256,7 @@ def test_whatever_stands_in_the_padding(objective, fill):
 @every_objective
 def test_ten_thousand_tokens(objective):
     policy, batch = case(objective, lengths_to_mask([10_000, 1, 9_999, 5_000] * 2))
-    start = time.perf_counter()
+    start = time.process_time()
     _, slopes = check_finite(objective, policy, batch)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert slopes.abs().max() > 0

@@ -42,9 +42,9 @@ def body_lines(function: Function) -> int:
 
 
 def positional(function: Function) -> list[str]:
-    """Names what a caller may pass by position, so neither `self` nor keyword-only settings."""
+    """Names what a caller may pass by position: no keyword-only settings, no `self` of any kind."""
     arguments = [argument.arg for argument in function.args.posonlyargs + function.args.args]
-    return [name for name in arguments if name not in {"self", "cls"}]
+    return [name for name in arguments if name not in {"self", "cls", "ctx"}]
 
 
 def committed() -> list[Path]:

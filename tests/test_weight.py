@@ -90,8 +90,10 @@ def test_over_says_what_has_mean_1():
 @pytest.mark.parametrize("form", ["increment", "remaining"])
 def test_where_nothing_decides_every_token_weighs_1(form):
     flat = {"increment": 0.0, "remaining": 1.0}[form]
-    found = deciding(marks("xx.", "..."), [[flat] * 4, [flat] * 4], form=form, strength=1.0)
-    assert found.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    for lowest in (0.0, 0.1):
+        settings = {"form": form, "strength": 1.0, "lowest": lowest}
+        found = deciding(marks("xx.", "..."), [[flat] * 4, [flat] * 4], **settings)
+        assert found.tolist() == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 @given(

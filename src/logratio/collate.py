@@ -85,8 +85,12 @@ def optional(name: str, rows: Sequence[Rollout], wanted: Needs) -> Tensor | None
     """
     if name not in wanted.streams:
         return None
-    found = [getattr(row, name) or (row.old if name == "behaviour" else None) for row in rows]
-    missing = [row for row, values in zip(rows, found, strict=True) if values is None]
+    found: list[tuple[float, ...]] = []
+    missing: list[Rollout] = []
+    for row in rows:
+        values = getattr(row, name) or (row.old if name == "behaviour" else None)
+        found.append(values or ())
+        missing += [] if values else [row]
     if len(missing) == len(rows):
         return None
     if missing:

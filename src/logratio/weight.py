@@ -55,9 +55,9 @@ def random(batch: Batch, *, share: Share = 0.2, seed: int = 0) -> Float[Tensor, 
 
     One seed gives one mask: whoever trains gives each step its own.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     draws = torch.zeros(batch.mask.shape, dtype=batch.dtype, device=batch.mask.device)
-    chosen = torch.rand(int(batch.mask.sum()), generator=generator, dtype=batch.dtype)
+    chosen = torch.rand(int(batch.mask.sum()), generator=generator, dtype=batch.dtype, device="cpu")
     draws[batch.mask] = chosen.to(draws.device)
     return top(draws, batch, share)
 

@@ -263,7 +263,7 @@ WARNING = (
     "settings", [{"A": 1.0}, {"A": -0.1}, {"A": "learned"}, {"preset": "as_written"}]
 )
 def test_an_a_that_is_not_zero_comes_with_a_warning(settings):
-    with pytest.warns(UserWarning) as seen:
+    with pytest.warns(UserWarning, match="is") as seen:
         qpo.using(**settings)
     assert [str(one.message) for one in seen] == [WARNING]
 

@@ -294,7 +294,7 @@ WARNING = (
 
 @pytest.mark.parametrize("settings", [{"q0": "policy"}, {"preset": "as_written"}])
 def test_the_documents_q0_comes_with_a_warning(settings):
-    with pytest.warns(UserWarning) as seen:
+    with pytest.warns(UserWarning, match="is") as seen:
         objective = spo.using(**settings)
     assert [str(one.message) for one in seen] == [WARNING]
     assert needed(objective) == needs_of("ref", "reward", couples="group")
@@ -335,3 +335,30 @@ def test_the_cross_entropy_wants_rewards_of_at_most_zero():
         "so subtract the largest"
     )
     assert loss_of(spo.using(kind="cross_entropy", q0=-1.0), *one(0.0, reward=0.0)).isfinite()
+
+
+@pytest.mark.parametrize("q0", ["policy", "policy_weighted"])
+def test_a_prompt_without_any_success_teaches_nothing(q0):
+    """Rewards of -inf alone: Q0 is -inf as well, the policy's chance of success 0, and right."""
+    objective = spo.setting("kind", "cross_entropy").setting("q0", q0)
+    policy = policy_of([[-2.0], [-3.2]])
+    batch = batch_of([[1], [1]], group=[0, 0], ref=[[-3.0]] * 2, reward=[-float("inf")] * 2)
+    check_losses(objective, policy, batch, soft=[0.0, 0.0])
+    check_slopes(objective, policy, batch, logp=[[0], [0]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "squared", "q0": 0.0},
+        {"kind": "pair", "q0": 0.0, "average": "per_pair"},
+        {"kind": "cross_entropy", "q0": "vargrad"},
+        {"kind": "cross_entropy", "q0": "mean"},
+    ],
+)
+def test_an_endless_penalty_is_refused_where_it_would_be_averaged_or_squared(settings):
+    batch = batch_of(
+        [[1], [1]], group=[0, 0], pair=[0, 1], ref=[[-3.0]] * 2, reward=[0.0, -float("inf")]
+    )
+    sentence = refusal(spo.using(**settings), policy_of([[-3.0]] * 2), batch)
+    assert sentence.startswith("`reward` holds -inf")

@@ -5,6 +5,7 @@ there can not repeat itself here.
 """
 
 from collections.abc import Mapping
+from math import exp, expm1, inf
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -142,3 +143,70 @@ def head_gradient(
     kl = (p * (logp - logq)).sum(-1, keepdim=True)
     rows = g1 * (taken - p) + g2 * taken - g3 * p * (logp + entropy) + g4 * p * (logp - logq - kl)
     return torch.nn.functional.pad(rows, (0, 0, 0, 1))
+
+
+# Slopes of one item's loss, in plain numbers: what the report's tables say, case by case.
+
+
+def sigmoid(x: float) -> float:
+    """Returns 1 / (1 + e^-x)."""
+    return 1 / (1 + exp(-x)) if x > 0 else exp(x) / (1 + exp(x))
+
+
+def surrogate_slope(
+    ratio: float, advantage: float, *, low: float, high: float, dual: float = inf
+) -> float:
+    """Returns the slope of the clipped surrogate in log p: r A while it may still move, else 0.
+
+    A good token may be raised up to 1 + high; a bad one lowered down to 1 - low, and left alone
+    where it is already dual times as likely.
+    """
+    moves = ratio < 1 + high if advantage > 0 else 1 - low < ratio < dual
+    return ratio * advantage if moves else 0.0
+
+
+def kl_slope(estimator: str, apart: float, ratio: float | None = None) -> float:
+    """Returns the slope in log p of k1, k2 or k3 at log policy / reference = apart.
+
+    Weighed by a ratio of the policy to the one that sampled, the ratio has a slope as well.
+    """
+    value = {"k1": apart, "k2": apart**2 / 2, "k3": expm1(-apart) + apart}[estimator]
+    slope = {"k1": 1.0, "k2": apart, "k3": -expm1(-apart)}[estimator]
+    return slope if ratio is None else ratio * (value + slope)
+
+
+def value_slope(value: float, target: float, *, before: float, clip: float = inf) -> float:
+    """Returns the slope of half the larger squared error: 0 where the value held back is worse."""
+    held = min(max(value, before - clip), before + clip)
+    return 0.0 if abs(held - target) > abs(value - target) else value - target
+
+
+def preference_slope(kind: str, h: float, *, beta: float, wrong: float = 0.0) -> float:
+    """Returns the slope in h of a preference loss; `wrong` is the share of labels that are."""
+    right, left = -sigmoid(-h), sigmoid(h)
+    return {
+        "sigmoid": (1 - wrong) * right + wrong * left,
+        "robust": ((1 - wrong) * right - wrong * left) / (1 - 2 * wrong),
+        "ipo": 2 * (h / beta - 1 / (2 * beta)) / beta,
+        "hinge": -1.0 if h < 1 else 0.0,
+    }[kind]
+
+
+def soft_slope(kind: str, q: float, reward: float, *, beta: float, edge: float) -> float:
+    """Returns the slope in Q of (Q - r)^2, or of the cross-entropy of e^(Q / beta)."""
+    if kind == "squared":
+        return 2 * (q - reward)
+    p, wanted = exp(min(q / beta, -edge)), exp(reward / beta)
+    return (p - wanted) / (1 - p) / beta
+
+
+def pair_slope(f: float, a: float, b: float) -> float:
+    """Returns the slope in f of the normal log-likelihood, turned, of two standardised rewards."""
+    return (f**3 - a * b * f**2 + (a**2 + b**2 - 1) * f - a * b) / (1 - f**2) ** 2
+
+
+def outcome_slope(f: float, mean: float, first: bool, second: bool) -> float:
+    """Returns the same of two outcomes that are each right with this mean, and alike with f."""
+    spread = mean * (1 - mean)
+    alike = (mean**2 if first else (1 - mean) ** 2) + f * spread
+    return -spread / alike if first == second else 1 / (1 - f)

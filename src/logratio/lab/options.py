@@ -34,70 +34,106 @@ class Options:
             return {typed(change): self.objective.using(**change) for change in self.changes}
 
 
+MOVED: dict[str, list[object]] = {  # numbers, away from their defaults
+    "reward_model.margin": [0.5],
+    "reward_model.centering": [0.1],
+    "dpo.beta": [0.7],
+    "dpo.smoothing": [0.1],
+    "dpo.sft": [0.5],
+    "ppo.clip": [0.05, 0.5],
+    "ppo.clip_high": [0.5],
+    "ppo.dual": [1.1],
+    "ppo.value": [0.5],
+    "ppo.value_clip": [0.5],
+    "ppo.entropy": [0.1],
+    "grpo.clip": [0.05, 0.5],
+    "grpo.clip_high": [0.5],
+    "grpo.dual": [1.1],
+    "grpo.behaviour_cap": [1.1],
+    "grpo.beta": [0.3],
+    "importance.bound": [0.8],
+    "qpo.gain": [0.6],
+    "qpo.A": [-0.4],
+    "qpo.c": [0.3],
+    "qpo.trace": [0.5],
+    "qpo.top_p": [0.6],
+    "qpo.top_k": [2],
+    "qpo.label_threshold": [0.5],
+    "qpo.reward_low": [-1.0],
+    "qpo.reward_high": [2.0],
+    "spo.beta": [0.5],
+    "spo.q0": [-0.4],
+    "spo.edge": [0.2],
+    "group.kl": [0.3],
+    "group.overlong_limit": [5],
+    "group.overlong_cache": [3],
+    "gae.discount": [0.8],
+    "gae.trace": [0.5],
+    "gae.kl": [0.0, 0.3],
+    "variance.strength": [1.0],
+    "variance.lowest": [0.5],
+    "variance.highest": [1.5],
+    "top_entropy.share": [0.5],
+    "random.share": [0.5],
+    "random.seed": [3],
+    "fixed_length.length": [7],
+}
+
 BESIDE: dict[str, Settings] = {  # what else must be set for a setting, or for one value, to act
     "dpo.kind=robust": {"smoothing": 0.1},
     "fixed_length": {"average.length": 4},
-    "gae.discount": {"credit.discount": 0.8},
     "group.estimator": {"credit.kl": 0.3},
+    "group.overlong_cache": {"credit.overlong_limit": 4},
+    "group.overlong_limit": {"credit.overlong_cache": 4},
     "grpo.corrected": {"beta": 0.3},
+    "grpo.dual": {"clip_high": 0.05},
     "grpo.estimator": {"beta": 0.3},
     "grpo.preset=dr_grpo": {"average.length": 4},
+    "ppo.dual": {"clip_high": 0.05},
     "qpo.centred": {"reading": "logit", "offset": "none", "A": 0.5},
     "qpo.lagged": {"target": "td"},
     "qpo.reading": {"offset": "none"},
+    "qpo.top_k": {"target": "q_learning"},
+    "qpo.top_p": {"target": "q_learning"},
+    "qpo.trace": {"target": "td"},
     "qpo.truncated": {"target": "bootstrap"},
+    "spo.edge": {"kind": "cross_entropy", "beta": 0.5},
+    "spo.kind=cross_entropy": {"beta": 0.5},
     "spo.kind=pair": {"average": "per_pair"},
 }
 
-COMBINED: dict[str, list[Settings]] = {  # numbers away from their defaults, and settings that meet
-    "reward_model": [{"margin": 0.5}, {"centering": 0.1}, {"margin": "column", "pooling": "last"}],
+COMBINED: dict[str, list[Settings]] = {  # settings that meet in one line of a loss
+    "reward_model": [{"margin": "column", "pooling": "last", "centering": 0.1}],
     "dpo": [
-        {"beta": 0.7, "smoothing": 0.1},
         {"sft": 0.5, "kind": "robust", "smoothing": 0.2},
         {"kind": "hinge", "normalise": "length", "beta": 2.0},
         {"kind": "ipo", "normalise": "length"},
     ],
-    "ppo": [
-        {"clip": 0.1, "clip_high": 0.4},
-        {"dual": 1.1, "clip_high": 0.05},
-        {"value": 0.5, "value_clip": 0.5},
-        {"entropy": 0.1},
-        {"credit.discount": 0.8, "credit.trace": 0.5, "credit.kl": 0.3},
-    ],
     "grpo": [
-        {"clip": 0.1, "clip_high": 0.4},
-        {"dual": 1.1, "clip_high": 0.05},
         {"ratio": "sequence", "dual": 1.1, "clip": 0.05},
         {"ratio": "sequence", "surrogate": "cispo"},
         {"surrogate": "cispo", "clip": 0.05},
-        {"behaviour_cap": 1.1},
         {"beta": 0.3, "estimator": "k1", "corrected": True},
         {"beta": 0.3, "estimator": "k2", "corrected": True},
-        {"credit.overlong_limit": 5, "credit.overlong_cache": 3},
-        {"weight": "variance", "weight.strength": 1.0, "weight.lowest": 0.3, "weight.highest": 2.0},
-        {"weight": "top_entropy", "weight.share": 0.5},
-        {"weight": "random", "weight.share": 0.5, "weight.seed": 3},
     ],
     "importance": [
         {"kind": kind, "link": "tanh", "bound": 0.8} for kind in ("normal", "product", "bernoulli")
     ],
     "qpo": [
-        {"gain": 0.6, "A": -0.4, "c": 0.3},
         {"gain": 0.6, "A": "learned", "offset": "head", "target": "bootstrap"},
         {"target": "td", "trace": 0.5, "offset": "none"},
         {"target": "q_learning", "top_p": 0.6, "offset": "head"},
         {"target": "q_learning", "top_k": 2, "reading": "logit", "offset": "none"},
         {"target": "td", "lagged": True, "truncated": "bootstrap", "offset": "head"},
-        {"label_threshold": 0.5},
-        {"reward_low": -1.0, "reward_high": 2.0},
     ],
     "spo": [
-        {"q0": -0.4, "beta": 0.5},
-        *({"kind": "cross_entropy", "q0": q0, "beta": 0.5, "edge": 0.2}
-          for q0 in ("reference", "learned", "mean", "policy_weighted", "policy", -0.4)),
+        *(
+            {"kind": "cross_entropy", "q0": q0, "beta": 0.5, "edge": 0.2}
+            for q0 in ("reference", "learned", "mean", "policy_weighted", "policy", -0.4)
+        ),
         {"kind": "pair", "average": "per_pair", "q0": "learned"},
     ],
-}  # fmt: skip
+}
 
 
 def options(objective: Objective) -> Iterator[Options]:
@@ -108,7 +144,7 @@ def options(objective: Objective) -> Iterator[Options]:
         "preset": [beside(objective.name, preset) for preset in presets],
     }
     if not borrowed(objective):
-        for setting, values in alternatives(objective.loss.function).items():
+        for setting, values in alternatives(objective.name, objective.loss.function).items():
             changes = ({setting: value} for value in values)
             chosen[setting] = [beside(objective.name, change) for change in changes]
         chosen["combined"] = list(COMBINED.get(objective.name, []))
@@ -139,12 +175,13 @@ def beside(owner: str, change: Settings) -> Settings:
     }
 
 
-def alternatives(function: Any) -> dict[str, list[object]]:
-    """Returns, for each setting that is a choice, every value but the default."""
+def alternatives(owner: str, function: Any) -> dict[str, list[object]]:
+    """Returns, for each setting, every value of a choice but the default, and numbers moved."""
     hints = typing.get_type_hints(function)
     found: dict[str, list[object]] = {}
     for name, default in defaults(function).items():
         values = [value for value in choices(hints[name]) if value != default]
+        values += MOVED.get(f"{owner}.{name}", [])
         if values:
             found[name] = values
     return found
@@ -202,7 +239,7 @@ def changes_of(slot: str, name: str) -> list[Settings]:
     """Returns the choice of a part, and under it every option of every setting of its own."""
     chosen: Settings = {slot: name, **BESIDE.get(name, {})}
     found: list[Settings] = [chosen]
-    for setting, values in alternatives(TABLES[slot][name].function).items():
+    for setting, values in alternatives(name, TABLES[slot][name].function).items():
         extra = BESIDE.get(f"{name}.{setting}", {})
         found += [{**chosen, f"{slot}.{setting}": value, **extra} for value in values]
     return found

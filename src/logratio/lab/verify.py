@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logratio.lab import claims, identities, kl, slopes
+from logratio.lab import claims, formulas, identities, kl, slopes
 from logratio.lab.bench import PART, Claim
 from logratio.lab.rows import Row, attempted, attempted_all, table
 
@@ -42,6 +42,7 @@ def verify() -> Report:
 def every_row() -> Iterator[Row]:
     """Yields the rows of the table, in order."""
     yield from slopes.rows()
+    yield from attempted_all(formulas.rows(), part=formulas.PART, subject="all")
     yield from attempted_all(claimed(claims.every_claim()), part=PART, subject="all")
     yield from attempted_all(identities.rows(), part=identities.PART, subject="all")
     yield from attempted_all(kl.rows(), part=kl.PART, subject="grpo, ppo")

@@ -1,0 +1,70 @@
+"""What pytest does differently when mutmut runs it; `tools/mutants.py` loads this with `-p`.
+
+The fork server loads this once, so what is loaded or made here every worker has already.
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import Phase
+from mutmut.stats import record_trampoline_hit
+
+torch.set_num_threads(1)
+torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # its first call imports for a second
+hypothesis.settings.register_profile(
+    "mutants", hypothesis.settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+)
+
+
+def mutant() -> str:
+    """Returns the mutant under test, as `package.module.x_function__mutmut_1`, or nothing."""
+    name = os.environ.get("MUTANT_UNDER_TEST", "")
+    return name if "__mutmut_" in name else ""
+
+
+def pytest_sessionstart() -> None:
+    """Draws few examples; loads everything anew where a mutant changes what a module holds."""
+    hypothesis.settings.load_profile("mutants")
+    if ".x_table_" in mutant():
+        here = str(Path.cwd())
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__file__", None) or "").startswith(here):
+                del sys.modules[name]
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Ends at once where a mutant can not even be imported: pytest would call it a wrong command."""
+    if report.failed and mutant():
+        os._exit(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of the mutated file first, and the laws last."""
+    module = mutant().rpartition(".")[0].rpartition(".")[2]
+    items.sort(key=lambda item: (f"test_{module}" not in item.nodeid, "/laws/" in item.nodeid))
+
+
+def pytest_runtest_teardown() -> None:
+    """Tells mutmut that every test reads every table: they were made before it began to look."""
+    if os.environ.get("MUTANT_UNDER_TEST") == "stats":
+        for place in tables():
+            record_trampoline_hit(place)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keeps the collector off what the fork server loaded, or each worker would copy it."""
+    if session.config.option.collectonly:
+        gc.freeze()
+
+
+def tables() -> Iterator[str]:
+    """Gives the functions that `mutants.py` put around the tables of a module."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("logratio"):
+            yield from (f"{name}.x_{key}" for key in vars(module) if key.startswith("table_"))

@@ -1,0 +1,250 @@
+"""Mutation testing of the mathematics with mutmut; the table goes to docs/mutants.md.
+
+    python tools/mutants.py [--files numerics,credit] [--resume]
+
+mutmut works on a copy in build/mutation. It changes nothing outside functions, and no decorated
+function, so in that copy each table of a module is made by a function and each decorator is called
+after its function. Exit 1 if a file has no mutants, or fewer than 95 % killed without those that
+docs/log.md declares equivalent, each with its proof, or more than 3 % of those.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutation"
+PACKAGE = Path("src") / "logratio"
+NAMES = ("numerics", "average", "keep", "credit", "weight")
+KILLED, LEAST, MOST = "killed", 0.95, 0.03
+SKIPPED = 34  # mutmut's exit code of a mutant that nobody asked for
+VALUES = ast.Call | ast.Dict | ast.DictComp | ast.Tuple | ast.Constant
+HEADING = "## Equivalent mutants"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file, and what the tests said of it."""
+
+    file: str
+    function: str
+    change: str
+    outcome: str
+    equivalent: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of the mutants of one file."""
+
+    file: str
+    mutants: int
+    counts: Counter[str]
+    equivalent: int
+
+    @property
+    def share(self) -> float:
+        """The part that was killed, of those that can be."""
+        return self.counts[KILLED] / max(1, self.mutants - self.equivalent)
+
+    @property
+    def good(self) -> bool:
+        """Says whether enough were killed, and few enough declared equivalent."""
+        return self.mutants > 0 and self.share >= LEAST and self.equivalent <= MOST * self.mutants
+
+    def cells(self) -> list[str]:
+        """Returns the row as text."""
+        words = (KILLED, "survived", "timeout", "no tests")
+        other = self.mutants - self.equivalent - sum(self.counts[word] for word in words)
+        counts = (self.mutants, *(self.counts[word] for word in words), other, self.equivalent)
+        return [self.file, *map(str, counts), f"{self.share:.1%}", "yes" if self.good else "NO"]
+
+
+def files() -> list[Path]:
+    """Lists the files that are mutated."""
+    objectives = sorted((ROOT / PACKAGE / "objectives").glob("*.py"))
+    return [PACKAGE / f"{name}.py" for name in NAMES] + [p.relative_to(ROOT) for p in objectives]
+
+
+def opened(source: str) -> str:
+    """Returns a module's source with nothing left that mutmut would pass over.
+
+    >>> print(opened("LIMIT = 2"))
+    def table_LIMIT():
+        return (2)
+    LIMIT = table_LIMIT()
+    """
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if isinstance(value, VALUES):
+                text = ast.get_source_segment(source, value)
+                made = [f"def table_{name}():", f"    return ({text})", f"{name} = table_{name}()"]
+                lines[node.lineno - 1 : node.end_lineno] = "\n".join(made).split("\n")
+            case ast.FunctionDef(name=name, decorator_list=[decorator]):
+                lines[node.end_lineno :] = [
+                    f"{name} = {ast.unparse(decorator)}({name})", *lines[node.end_lineno :]
+                ]  # fmt: skip
+                lines[decorator.lineno - 1 : node.lineno - 1] = []
+            case _:
+                pass
+    return "\n".join(lines)
+
+
+def copy() -> None:
+    """Brings the copy up to date; a file that did not change keeps its time, and its verdicts."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(WORK / "tests", ignore_errors=True)
+    shutil.rmtree(WORK / "mutants" / "tests", ignore_errors=True)
+    shutil.copytree(ROOT / "tests", WORK / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "pyproject.toml", WORK)
+    mutated = files()
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        place = path.relative_to(ROOT)
+        text = opened(path.read_text()) if place in mutated else path.read_text()
+        target = WORK / place
+        if not target.exists() or target.read_text() != text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+            (WORK / "mutants" / place).unlink(missing_ok=True)
+
+
+def ask(wanted: Sequence[Path], mutmut: Any, workers: int) -> None:
+    """Makes the mutants, and forgets every verdict on the wanted files but `killed`."""
+    mutmut.copy_src_dir()
+    mutmut.copy_also_copy_files()
+    mutmut.create_mutants(workers)
+    for path in files():
+        data = mutmut.SourceFileMutationData(path=path)
+        data.load()
+        for name, code in data.exit_code_by_key.items():
+            if path not in wanted:
+                data.exit_code_by_key[name] = SKIPPED if code is None else code
+            elif mutmut.status_by_exit_code[code] != KILLED:
+                data.exit_code_by_key[name] = None
+        data.save()
+
+
+def run(wanted: Sequence[Path], workers: int) -> None:
+    """Runs mutmut in the copy."""
+    os.chdir(WORK)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = str(ROOT / "tools")
+    sys.path.insert(0, str(ROOT / "tools"))
+    from mutmut import __main__ as mutmut  # noqa: PLC0415 (reads its table where it is imported)
+
+    Path("mutants").mkdir(exist_ok=True)
+    ask(wanted, mutmut, workers)
+    mutmut._run((), workers)
+
+
+def change(before: str, after: str) -> str:
+    """Returns the first line that a mutant changed, as it reads then; without it, what went."""
+    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    added = [line[2:].strip() for line in lines if line.startswith("+ ")]
+    gone = [line[2:].strip() for line in lines if line.startswith("- ")]
+    return added[0] if added else f"without {gone[0]}"
+
+
+def mutants(path: Path, declared: set[tuple[str, str]]) -> list[Mutant]:
+    """Returns the mutants of one file, from what mutmut has written down."""
+    from mutmut.stats import status_by_exit_code  # noqa: PLC0415
+
+    folder = WORK / "mutants"
+    meta = json.loads((folder / f"{path}.meta").read_text())["exit_code_by_key"]
+    tree = ast.parse((folder / path).read_text())
+    bodies = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found: list[Mutant] = []
+    for name, code in meta.items():
+        key = name.rpartition(".")[2]
+        function = key.partition("__mutmut_")[0]
+        texts = [ast.unparse(bodies[one]) for one in (f"{function}__mutmut_orig", key)]
+        text = change(*(re.sub(r"(?<=^def )\w+", "", text) for text in texts))
+        place = f"{path.stem}.{function.removeprefix('x_')}"
+        outcome = status_by_exit_code[code]
+        found.append(Mutant(path.name, place, text, outcome, (place, text) in declared))
+    return found
+
+
+def declarations() -> set[tuple[str, str]]:
+    """Returns what docs/log.md declares equivalent: - `file.function`: `changed line`: proof."""
+    _, _, section = (ROOT / "docs" / "log.md").read_text().partition(HEADING)
+    lines = section.partition("\n## ")[0].splitlines()
+    pattern = re.compile(r"- `([\w.]+)`: (`+)(.+?)\2: \S")
+    return {(m[1], m[3].strip()) for line in lines if (m := pattern.match(line))}
+
+
+def row(file: str, found: Iterable[Mutant]) -> Row:
+    """Returns one file's counts; what is declared equivalent counts as nothing else."""
+    found = list(found)
+    counts = Counter(one.outcome for one in found if not spared(one))
+    return Row(file, len(found), counts, sum(spared(one) for one in found))
+
+
+def spared(one: Mutant) -> bool:
+    """Says whether a mutant survived and was declared equivalent."""
+    return one.equivalent and one.outcome == "survived"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns the rows as a Markdown table."""
+    head = ["file", "mutants", KILLED, "survived", "timeout", "no tests", "other", "equivalent"]
+    lines = [[*head, "share killed", "good"], ["---"] + ["---:"] * 8 + ["---"]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *(r.cells() for r in rows)])
+
+
+def page(rows: Sequence[Row], alive: Sequence[Mutant], seconds: float) -> str:
+    """Returns docs/mutants.md."""
+    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = str(__doc__).partition("\n\n")[2].partition("\n\n")[2].partition(" Exit 1")[0]
+    lines = "\n".join(f"- `{m.function}`: `{m.change}`: {m.outcome}" for m in alive)
+    return (
+        f"# Mutants\n\nWritten by `make mutants` at commit {commit.strip()}, in "
+        f"{seconds / 60:.0f} minutes on {os.cpu_count()} cores.\n\n{told}\n\n{table(rows)}\n\n"
+        f"Share killed leaves out the declared ones (docs/log.md, Equivalent mutants); time-outs "
+        f"count as not killed.\n\n## Not killed\n\n{lines or 'None.'}\n"
+    )
+
+
+def main() -> int:
+    """Prints the table; returns 1 if a file is not good."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--files", default="", help="names without .py, with commas between")
+    parser.add_argument("--resume", action="store_true", help="keep what is killed already")
+    parser.add_argument("--report", action="store_true", help="run nothing, print what is known")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    names = asked.files.split(",") if asked.files else [path.stem for path in files()]
+    wanted = [path for path in files() if path.stem in names]
+    began = time.monotonic()
+    if not asked.report:
+        if not asked.resume:
+            shutil.rmtree(WORK, ignore_errors=True)
+        copy()
+        run(wanted, asked.workers)
+    declared = declarations()
+    found = {path.name: mutants(path, declared) for path in wanted}
+    alive = [m for one in found.values() for m in one if m.outcome != KILLED and not spared(m)]
+    rows = [row(name, one) for name, one in found.items()]
+    written = page(rows, alive, time.monotonic() - began)
+    print(written)
+    if len(wanted) == len(files()) and not asked.report:
+        (ROOT / "docs" / "mutants.md").write_text(written)
+    return int(not all(one.good for one in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
