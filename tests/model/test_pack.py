@@ -1,0 +1,59 @@
+"""Tree packs: every token once, every prompt once, and every state at its place."""
+
+import pytest
+from model.models import rollouts
+
+from logratio.model.pack import pack, packs, tokens_of, units_of
+from logratio.settings import Refused
+
+
+def test_a_pack_by_hand():
+    """Two completions of one prompt of three tokens, then one of another of two."""
+    rows = rollouts((0, 3, 2), (1, 2, 1), (0, 3, 3))
+    made = pack(rows, [0, 1, 2])
+    first, other, second = rows
+    assert made.rows.tolist() == [0, 2, 1]
+    assert tuple(made.ids[0].tolist()) == (
+        *first.prompt_ids, *first.ids, *second.ids, *other.prompt_ids, *other.ids
+    )  # fmt: skip
+    assert made.positions[0].tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2]
+    assert [(tree.start, tree.prompt, tree.lengths) for tree in made.trees] == [
+        (0, 3, (2, 3)),
+        (8, 2, (1,)),
+    ]
+    assert made.states.tolist() == [[2, 3, 4, 4], [2, 5, 6, 7], [9, 10, 10, 10]]
+    assert made.taken.tolist() == [[*first.ids, 0], list(second.ids), [*other.ids, 0, 0]]
+
+
+def test_a_budget_parts_a_group_and_repeats_its_prompt():
+    rows = rollouts(*[(0, 4, 3)] * 5)
+    made = packs(rows, budget=10)
+    assert [one.rows.tolist() for one in made] == [[0, 1], [2, 3], [4]]
+    assert [one.ids.shape[1] for one in made] == [10, 10, 7]
+
+
+def test_a_unit_is_never_parted():
+    rows = rollouts(*[(0, 4, 3)] * 4)
+    made = packs(rows, budget=10, units=[[0, 1, 2], [3]])
+    assert [one.rows.tolist() for one in made] == [[0, 1, 2], [3]]
+
+
+def test_units():
+    groups, pairs = [1, 0, 1, 0], [2, 0, 3, 1]
+    assert units_of(groups, pairs, "row") == [[1], [3], [0], [2]]
+    assert units_of(groups, pairs, "group") == [[1, 3], [0, 2]]
+    assert units_of(groups, pairs, "pair") == [[1, 3], [0, 2]]
+    assert units_of([0, 0, 0, 0], [0, 2, 1, 3], "pair") == [[0, 2], [1, 3]]
+
+
+def test_tokens_count_a_prompt_once():
+    assert tokens_of(rollouts((0, 4, 3), (0, 4, 1), (1, 2, 1)), [0, 1, 2]) == 4 + 3 + 1 + 2 + 1
+
+
+def test_what_is_refused():
+    with pytest.raises(Refused, match="`budget` is 6 tokens, but rollout 0 of `0` has 7"):
+        packs(rollouts((0, 4, 3)), budget=6)
+    with pytest.raises(Refused, match="`prompt_ids` of `0` is empty"):
+        packs(rollouts((0, 0, 3)), budget=6)
+    with pytest.raises(Refused, match="`pair` is -1 in a row"):
+        units_of([0], [-1], "pair")
