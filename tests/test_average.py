@@ -40,6 +40,12 @@ def test_weights_of_responses_of_two_and_six_tokens(name, first, second, total):
     same(found.total, total)
 
 
+def test_per_sequence_is_the_mean_of_each_row_whatever_its_length():
+    found = weights("per_sequence", batch(marks("x...", "x.x.", "xxxx"), reward=[0.0] * 3))
+    same(found.each, [[1.0, 0, 0, 0], [0.5, 0, 0.5, 0], [0.25] * 4])
+    same(found.total, 3.0)
+
+
 def test_per_group_token_gives_each_prompt_the_same_say():
     mask = marks("xx..", "xx..", "x...", "....", "....")
     found = weights("per_group_token", batch(mask, group=[4, 4, 1, 0, 0], reward=[0.0] * 5))

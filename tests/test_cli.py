@@ -106,10 +106,12 @@ def test_a_command_that_does_not_exist_is_exit_code_2(run, words):
 
 
 def test_help_names_the_verbs_and_loads_no_torch():
-    script = "import sys; from logratio.cli import app; app(standalone_mode=False); print('torch' in sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True
+    script = (
+        "import sys; from logratio.cli import app; app(standalone_mode=False); "
+        "print('torch' in sys.modules)"
     )
+    command = [sys.executable, "-c", script, "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "verify" in found.stdout
     assert "objectives" in found.stdout
     assert found.stdout.endswith("False\n")

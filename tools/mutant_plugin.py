@@ -5,6 +5,7 @@ The fork server loads this once, so what is loaded or made here every worker has
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # its first call imp
 hypothesis.settings.register_profile(
     "mutants", hypothesis.settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
 )
+
+ABOUT = "average|credit|door|edges|identities|keep|known_bugs|numbers|numerics|survivors|weight"
+ASKED = re.compile(rf"/tests/(conftest|samples|laws/|objectives/|test_({ABOUT})[a-z_]*)")
+ALONE = "test_warnings_point_at"  # starts a process of its own, on what is not mutated
 
 
 def mutant() -> str:
@@ -38,6 +43,12 @@ def pytest_sessionstart() -> None:
                 del sys.modules[name]
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leaves out the tests of other modules than those that are mutated."""
+    wanted = collection_path.is_dir() or ASKED.search(collection_path.as_posix())
+    return None if wanted else True
+
+
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     """Ends at once where a mutant can not even be imported: pytest would call it a wrong command."""
     if report.failed and mutant():
@@ -46,6 +57,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests of the mutated file first, and the laws last."""
+    items[:] = [item for item in items if ALONE not in item.nodeid]
     module = mutant().rpartition(".")[0].rpartition(".")[2]
     items.sort(key=lambda item: (f"test_{module}" not in item.nodeid, "/laws/" in item.nodeid))
 

@@ -31,6 +31,7 @@ NAMES = ("numerics", "average", "keep", "credit", "weight")
 KILLED, LEAST, MOST = "killed", 0.95, 0.03
 SKIPPED = 34  # mutmut's exit code of a mutant that nobody asked for
 VALUES = ast.Call | ast.Dict | ast.DictComp | ast.Tuple | ast.Constant
+TERMINAL = sys.stdout
 HEADING = "## Equivalent mutants"
 
 
@@ -146,8 +147,11 @@ def run(wanted: Sequence[Path], workers: int) -> None:
     from mutmut import __main__ as mutmut  # noqa: PLC0415 (reads its table where it is imported)
 
     Path("mutants").mkdir(exist_ok=True)
+    if not sys.stdout.isatty():  # its progress is for eyes
+        sys.stdout = sys.__stdout__ = (WORK / "log").open("w")
     ask(wanted, mutmut, workers)
     mutmut._run((), workers)
+    sys.stdout = sys.__stdout__ = TERMINAL
 
 
 def change(before: str, after: str) -> str:

@@ -122,14 +122,19 @@ class Objective:
                                   "declares it and the model must give it")  # fmt: skip
         return policy.clean(batch.mask), batch.clean()
 
-    def weights(self, terms: Terms, batch: Batch) -> dict[str, Weights]:
-        """Returns the weights of every term, and of every watched quantity, over a whole batch."""
+    def weights(
+        self, terms: Terms, batch: Batch, *, part: Batch | None = None
+    ) -> dict[str, Weights]:
+        """Returns the weights of every term, and of every watched quantity, over a whole batch.
+
+        The terms may be those of a part of it: they only say what there is to be averaged.
+        """
         found = {
             name: (term.average or self.average)(batch, term.unit)
             for name, term in terms.terms.items()
         }
         for name, values in terms.watch.items():
-            unit = unit_of(values, batch)
+            unit = unit_of(values, part or batch)
             average = AVERAGES[WATCH_UNITS[unit]]
             found[f"watch.{name}"] = average(batch, unit)
         return found

@@ -35,10 +35,10 @@ def test_every_value_of_a_choice_is_an_option():
 
 def test_parts_that_a_loss_does_not_feel_are_no_options():
     assert "credit" not in {one.setting for one in options(find("sft"))}
-    credits = {
+    found = {
         change["credit"]
         for one in options(find("ppo"))
         for change in one.changes
         if "credit" in change
     }
-    assert credits == {"gae"}
+    assert found == {"gae"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from logratio import numerics
-from logratio.lab import claims, identities, kl, slopes, verify
+from logratio.lab import claims, formulas, identities, kl, slopes, verify
 from logratio.lab.options import Options
 from logratio.lab.rows import Row
 from logratio.lab.tree import random_world
@@ -48,7 +48,6 @@ def test_gradients_agree(name):
         (dpo, "margin_loss", "dpo"),
         (reward_model, "logsigmoid", "reward_model"),
         (qpo, "softplus", "qpo"),
-        (spo, "stop", "spo"),
         (importance, "pair_loss", "importance"),
     ],
 )
@@ -71,26 +70,28 @@ def negative_slopes(coefficient):
     return turned
 
 
-def test_a_gradient_that_autograd_can_not_see_fails(monkeypatch):
-    monkeypatch.setattr(grpo, "masked_mean", lambda values, mask: values.detach().sum(1))
-    monkeypatch.setattr(
-        spo, "masked_sum", lambda values, mask: values.detach().sum(1) + values.sum(1) / 2
-    )
-    assert not default_row("spo").passed
+def test_a_gradient_that_was_stopped_without_a_word_fails(monkeypatch):
+    """Only the difference sees it: loss and coefficient agree, and both are wrong."""
+    right = spo.masked_sum
+    monkeypatch.setattr(spo, "masked_sum", lambda *given: right(*given) + right(*given).detach())
+    row = default_row("spo")
+    assert row.measured["closed form"] <= slopes.LIMITS["closed form"]
+    assert row.measured["difference"] > slopes.LIMITS["difference"]
 
 
-def test_a_clip_on_the_wrong_side_fails_although_loss_and_slope_agree(monkeypatch):
-    """Loss and coefficient share this function, so only a difference or the bench can tell."""
+def test_a_clip_on_the_wrong_side_fails_its_coefficient(monkeypatch):
+    """Loss and slope share one function here: where it is wrong, they are wrong together."""
     right = numerics.clipped_surrogate
 
-    def reversed_clip(log_ratio, advantage, *, low, high, dual=None):
-        value, slope = right(log_ratio, -advantage, low=low, high=high, dual=dual)
+    def reversed_clip(log_ratio, advantage, **settings):
+        value, slope = right(log_ratio, -advantage, **settings)
         return -value, -slope
 
     monkeypatch.setattr(grpo, "clipped_surrogate", reversed_clip)
     assert default_row("grpo").passed
-    identity = list(identities.identities())[0]
-    assert identity.row().passed
+    found = [one.row() for one in formulas.surrogates()]
+    assert {row.subject for row in failed(found)} == {"grpo", "dapo"}
+    assert {row.subject for row in found if row.passed} >= {"ppo"}
 
 
 def test_a_baseline_with_the_wrong_sign_fails_a_fixed_point(monkeypatch):
@@ -118,11 +119,11 @@ def test_an_objective_that_breaks_fails_alone(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("torn")
 
-    monkeypatch.setattr(slopes, "names", lambda: ["dpo", "sft"])
+    monkeypatch.setattr(slopes, "names", lambda: ["dpo", "rft"])
     monkeypatch.setattr(dpo, "margin_loss", broken)
     rows = list(slopes.rows())
     assert {row.subject for row in rows if not row.passed} == {"dpo"}
-    assert {row.subject for row in rows if row.passed} == {"sft"}
+    assert {row.subject for row in rows if row.passed} == {"rft"}
     assert "torn" in failed(rows)[0].worst
 
 
@@ -135,8 +136,8 @@ def test_draws_that_are_all_skipped_verify_nothing(monkeypatch):
 
 def test_gradients_that_are_all_zero_verify_nothing(monkeypatch):
     objective = find("grpo").using(credit="plain")
-    zero = lambda objective, generator: torch.zeros(9, dtype=torch.float64)
-    monkeypatch.setattr("logratio.lab.draw.reward", zero)
+    nothing = torch.zeros(9, dtype=torch.float64)
+    monkeypatch.setattr("logratio.lab.draw.reward", lambda *_: nothing)
     assert slopes.errors(objective).closed == torch.inf
 
 
@@ -157,9 +158,16 @@ def test_everything_is_verified_and_passes():
     assert not failed(report.rows)
     assert {row.part for row in report.rows} == {
         "slopes",
+        "coefficients",
         "fixed points",
         "identities",
         "kl",
         "bandit",
     }
     assert {row.subject for row in report.rows if row.part == "slopes"} == set(names())
+
+
+def test_every_coefficient_is_what_the_report_says():
+    rows = list(formulas.rows())
+    assert not failed(rows)
+    assert {row.subject for row in rows} == set(names()) - {"rft", "variance_grpo"}

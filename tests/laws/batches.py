@@ -50,12 +50,13 @@ class Case:
 
     def loss_of_parts(self, parts: list[Tensor]) -> Tensor:
         """Returns the sum of the losses of the batch's parts, under the whole batch's weights."""
-        weights = self.objective.weights(self.objective(self.policy(), self.batch), self.batch)
         total = torch.zeros((), dtype=self.logits.dtype)
         for rows in parts:
             part = self.batch.rows(rows)
-            cut = {name: weight.rows(rows) for name, weight in weights.items()}
-            total = total + total_loss(self.objective(self.policy(rows), part), cut, part)
+            terms = self.objective(self.policy(rows), part)
+            whole = self.objective.weights(terms, self.batch, part=part)
+            cut = {name: weight.rows(rows) for name, weight in whole.items()}
+            total = total + total_loss(terms, cut, part)
         return total
 
     def gradients(self, loss: Tensor | None = None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from logratio.settings import Refused
 def test_a_pack_by_hand():
     """Two completions of one prompt of three tokens, then one of another of two."""
     rows = rollouts((0, 3, 2), (1, 2, 1), (0, 3, 3))
-    made = pack(rows, [0, 1, 2])
+    made = pack(rows, [0, 1, 2], longest=3)
     first, other, second = rows
     assert made.rows.tolist() == [0, 2, 1]
     assert tuple(made.ids[0].tolist()) == (
@@ -30,6 +30,12 @@ def test_a_budget_parts_a_group_and_repeats_its_prompt():
     made = packs(rows, budget=10)
     assert [one.rows.tolist() for one in made] == [[0, 1], [2, 3], [4]]
     assert [one.ids.shape[1] for one in made] == [10, 10, 7]
+
+
+def test_all_packs_have_the_width_of_the_longest_completion():
+    made = packs(rollouts((0, 2, 5), (1, 2, 1)), budget=7)
+    assert [one.states.shape for one in made] == [(1, 6), (1, 6)]
+    assert [one.taken.shape for one in made] == [(1, 5), (1, 5)]
 
 
 def test_a_unit_is_never_parted():

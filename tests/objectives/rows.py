@@ -109,6 +109,16 @@ def refusal(function: Callable[..., Any], *arguments: Any, **settings: Any) -> s
     return str(refused.value)
 
 
+def check_sentence(sentence: str, field: str, came: str, allowed: str) -> None:
+    """Holds a refusal to its three parts: the field first, in one sentence of one line."""
+    assert sentence.startswith(f"`{field}`"), sentence
+    assert came in sentence
+    assert allowed in sentence.split(came, 1)[1], sentence
+    assert "\n" not in sentence
+    assert ". " not in sentence
+    assert not sentence.endswith(".")
+
+
 def needed(objective: Objective) -> dict[str, Any]:
     """Gives all that must be computed before an objective can run, as plain sets."""
     declared = objective.declared()

@@ -33,14 +33,24 @@ def prepared(objective, importance=DECIDED):
         ({}, 0.7, 1.3),
         ({"weight.strength": 1.0}, 0.4, 1.6),
         ({"preset": "off"}, 1.0, 1.0),
-        # what is left to decide, 1 - .7 and 1 - .2, over their mean .55: .545 and 1.455
-        ({"preset": "remaining"}, 0.7727272727272727, 1.2272727272727273),
-        ({"preset": "remaining", "weight.strength": 1.0}, 0.5454545454545454, 1.4545454545454546),
     ],
 )
 def test_the_slope_of_each_token_is_weighed(settings, first, second):
-    objective = variance_grpo.using(**settings)
-    batch = prepared(objective)
+    check_weights(variance_grpo.using(**settings), DECIDED, first, second)
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "second"),
+    [({}, 19 / 18, 17 / 18), ({"weight.strength": 1.0}, 10 / 9, 8 / 9)],
+)
+def test_what_is_left_to_decide_can_weigh_instead(settings, first, second):
+    """1 - 0 and 1 - .2, over their mean .9."""
+    objective = variance_grpo.using(preset="remaining", **settings)
+    check_weights(objective, [0.0, 0.2, 1.0], first, second)
+
+
+def check_weights(objective, importance, first, second):
+    batch = prepared(objective, importance)
     check_losses(objective, policy_of(FLAT), batch, policy=[[-first, -second], [first, second]])
     slope = [[-first / 4, -second / 4], [first / 4, second / 4]]
     check_slopes(objective, policy_of(FLAT), batch, logp=slope)

@@ -51,9 +51,8 @@ class Network(nn.Module):
                 other = reference.hidden(pack)
         inside = inside_of(pack)
         action = self.action(hidden, pack, inside, reference=rows_of(reference, other))
-        states = hidden[pack.states]
         heads = {
-            name: cast(Tensor, head(states.to(head_type(head))))[..., 0]
+            name: cast(Tensor, head(hidden.to(head_type(head))))[:, 0][pack.states]
             for name, head in self.heads.items()
         }
         scalars = dict(self.scalars.items())

@@ -62,16 +62,17 @@ class Pack:
 def packs(
     rollouts: Sequence[Rollout], *, budget: int, units: Sequence[Sequence[int]] | None = None
 ) -> list[Pack]:
-    """Returns packs of at most `budget` tokens that hold every rollout once.
+    """Returns packs of at most `budget` tokens that hold every rollout once, all of one width.
 
     `units` are rows that must not be parted. A unit larger than the budget has a pack to itself;
     rows of one prompt that no unit holds together are parted with the prompt repeated.
     """
     made: list[Pack] = []
+    longest = max(len(rollout.ids) for rollout in rollouts)
     held: list[int] = []
     for unit in units or [[row] for row in range(len(rollouts))]:
         if held and tokens_of(rollouts, [*held, *unit]) > budget:
-            made.append(pack(rollouts, held))
+            made.append(pack(rollouts, held, longest=longest))
             held = []
         if len(unit) == 1 and tokens_of(rollouts, unit) > budget:
             rollout, tokens = rollouts[unit[0]], tokens_of(rollouts, unit)
@@ -79,7 +80,7 @@ def packs(
                           f"`{rollout.problem}` has {tokens} with its prompt")  # fmt: skip
         held += unit
     if held:
-        made.append(pack(rollouts, held))
+        made.append(pack(rollouts, held, longest=longest))
     return made
 
 
@@ -103,8 +104,8 @@ def tokens_of(rollouts: Sequence[Rollout], rows: Sequence[int]) -> int:
     return sum(len(ids) for ids in prompts) + sum(len(rollouts[row].ids) for row in rows)
 
 
-def pack(rollouts: Sequence[Rollout], rows: Sequence[int]) -> Pack:
-    """Returns one pack of these rows."""
+def pack(rollouts: Sequence[Rollout], rows: Sequence[int], *, longest: int) -> Pack:
+    """Returns one pack of these rows, whose streams have `longest` columns."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
         by_prompt.setdefault(rollouts[row].prompt_ids, []).append(row)
@@ -123,7 +124,6 @@ def pack(rollouts: Sequence[Rollout], rows: Sequence[int]) -> Pack:
             ids += rollouts[row].ids
             positions += range(len(prompt), len(prompt) + len(rollouts[row].ids))
     ordered = [row for members in by_prompt.values() for row in members]
-    longest = max(len(rollouts[row].ids) for row in ordered)
     taken = [[*rollouts[row].ids, *[0] * (longest - len(rollouts[row].ids))] for row in ordered]
     return Pack(
         rows=torch.tensor(ordered),
