@@ -68,6 +68,16 @@ def test_a_step_counts_up_to_and_with_its_last_token(spread, scale):
     same(credit.process(rows, spread=spread)["advantage"], expected / scale)
 
 
+def test_step_ends_may_be_numbers():
+    streams = {"reward": [0.0, 0.0], "step_reward": [[1.0, 0.0], [0.0, 0.0]]}
+    ends = marks("xx", ".x")
+    found = credit.process(batch(ragged(2, 2), step_end=ends.float(), **streams))
+    same(
+        found["advantage"],
+        credit.process(batch(ragged(2, 2), step_end=ends, **streams))["advantage"],
+    )
+
+
 def test_steps_are_pooled_within_a_prompt_and_apart_between_prompts():
     mask = ragged(2, 2, 2, 2)
     steps = {"step_end": [[True, True]] * 4, "reward": [0.0] * 4, "group": [0, 0, 1, 1]}

@@ -128,7 +128,7 @@ class Learner:
         lengths = [len(rollout.ids) for rollout in rollouts]
         if len(rollouts) != len(batch.group) or max(lengths) != batch.mask.shape[1]:
             raise Refused(f"`rollouts` are {len(rollouts)} of up to {max(lengths)} tokens, but "
-                          f"the batch, {list(batch.mask.shape)}, is made of other ones")  # fmt: skip
+                          f"the batch {list(batch.mask.shape)} is made of other ones")  # fmt: skip
         pairs = [-1] * len(rollouts)
         if batch.pair is not None:
             pairs = cast(list[int], batch.pair.tolist())

@@ -5,12 +5,12 @@ from logratio.objective import TABLES
 from logratio.objectives import find, names
 from logratio.settings import defaults
 
+OWN = [name for name in names() if not borrowed(find(name))]
 
-@pytest.mark.parametrize("name", names())
+
+@pytest.mark.parametrize("name", OWN)
 def test_no_setting_is_left_at_its_default(name):
     objective = find(name)
-    if borrowed(objective):
-        pytest.skip("the settings are another objective's")
     changed = {setting for found in options(objective) for one in found.changes for setting in one}
     assert set(defaults(objective.loss.function)) <= changed
     for slot, table in TABLES.items():
@@ -42,3 +42,8 @@ def test_parts_that_a_loss_does_not_feel_are_no_options():
         if "credit" in change
     }
     assert found == {"gae"}
+
+
+def test_what_borrows_a_loss_shows_only_what_it_adds():
+    assert set(names()) - set(OWN) == {"dapo", "rft", "variance_grpo"}
+    assert [one.setting for one in options(find("dapo"))] == ["default", "preset"]

@@ -1,6 +1,7 @@
 """What `logratio verify` is for: a fault anywhere in the mathematics makes a row fail."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,3 +172,15 @@ def test_every_coefficient_is_what_the_report_says():
     rows = list(formulas.rows())
     assert not failed(rows)
     assert {row.subject for row in rows} == set(names()) - {"rft", "variance_grpo"}
+
+
+def test_a_loss_that_is_no_number_fails():
+    right = find("sft")
+
+    def undefined(policy, batch, *, train_on="completion"):
+        terms = sft.loss(policy, batch, train_on=train_on)
+        (name, term), *_ = terms.terms.items()
+        return replace(terms, terms={name: replace(term, loss=term.loss * torch.nan)})
+
+    found = slopes.errors(replace(right, loss=replace(right.loss, function=undefined)))
+    assert found.closed == found.difference == torch.inf

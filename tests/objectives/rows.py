@@ -89,7 +89,7 @@ def check_numbers(found: Mapping[str, Tensor], expected: Mapping[str, Any]) -> N
     assert set(found) == set(expected)
     for name, wanted in expected.items():
         torch.testing.assert_close(
-            found[name].detach().double(), numbers(wanted), msg=lambda text, n=name: f"{n}: {text}"
+            found[name].detach(), numbers(wanted), msg=lambda text, n=name: f"{n}: {text}"
         )
 
 

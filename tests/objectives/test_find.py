@@ -1,5 +1,7 @@
 """Objectives by name, by file, by dotted path; and what is said where there is none."""
 
+import importlib.machinery
+import importlib.util
 import subprocess
 import sys
 
@@ -73,6 +75,15 @@ def test_a_file_that_is_not_there(tmp_path):
     assert refusal(find, f"{file}:mine") == (
         f"`{file}` is not a file, but it must be a Python file with an objective"
     )
+
+
+def test_a_file_that_python_can_not_load(tmp_path, monkeypatch):
+    file = tmp_path / "odd.py"
+    file.write_text("")
+    sentence = f"`{file}` can not be imported, but it must be a Python file"
+    for spec in (None, importlib.machinery.ModuleSpec("odd", None)):
+        monkeypatch.setattr(importlib.util, "spec_from_file_location", lambda *_, spec=spec: spec)
+        assert refusal(find, f"{file}:mine") == sentence
 
 
 @pytest.mark.parametrize("place", ["nope.objectives", "logratio.objectives.nope"])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from logratio.lab.draw import Draw, draw
 from logratio.lab.rows import Row, attempted
@@ -48,14 +49,14 @@ class Identity:
             first = replace(first, batch=self.one.prepare(batch))
         second = replace(first, objective=self.other, batch=self.other.prepare(first.batch))
         (loss, slope), (other, other_slope) = measured(first), measured(second)
-        return abs(loss - other), size(slope - other_slope)
+        return size(loss - other), size(slope - other_slope)
 
 
-def measured(one: Draw) -> tuple[float, torch.Tensor]:
+def measured(one: Draw) -> tuple[Tensor, Tensor]:
     """Returns the loss of a draw and its gradient in the logits."""
     leaves = {name: leaf.requires_grad_() for name, leaf in one.leaves.items()}
     loss = one.loss(leaves)
-    return loss.item(), by_autograd(loss, leaves)["logits"]
+    return loss.detach(), by_autograd(loss, leaves)["logits"]
 
 
 def identities() -> Iterator[Identity]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf, isfinite, isnan
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def errors(objective: Objective) -> Errors:
         if found.draws < DRAWS:
             found = after(found, draw(objective, seed), seed)
     if found.draws < DRAWS or found.largest == 0.0:
-        return Errors(closed=torch.inf, difference=torch.inf, skipped=found.skipped)
+        return Errors(closed=inf, difference=inf, skipped=found.skipped)
     return found
 
 
@@ -112,11 +113,11 @@ def after(found: Errors, one: Draw, seed: int) -> Errors:
     scale = max(largest, 1e-3)
     expected = by_coefficient(one, policy)
     closed = max(size(gradient[name] - expected[name]) for name in streams)
-    apart = max(abs(by_difference(one, way, stopped) - along(gradient, way)) for way in ways)
+    apart = max(size(by_difference(one, way, stopped) - along(gradient, way)) for way in ways)
     return replace(
         found,
-        closed=max(found.closed, closed / scale),
-        difference=max(found.difference, apart / scale),
+        closed=max(found.closed, share(closed, scale)),
+        difference=max(found.difference, share(apart, scale)),
         largest=max(found.largest, largest),
         draws=found.draws + 1,
     )
@@ -147,9 +148,9 @@ def by_coefficient(one: Draw, policy: Policy) -> dict[str, Tensor]:
     return found
 
 
-def by_difference(one: Draw, way: Leaves, stopped: list[Tensor]) -> float:
+def by_difference(one: Draw, way: Leaves, stopped: list[Tensor]) -> Tensor:
     """Returns the slope of the loss along a direction, with what it stops held fixed."""
-    ahead, behind = (float(moved_loss(one, way, side * STEP, stopped)) for side in (1, -1))
+    ahead, behind = (moved_loss(one, way, side * STEP, stopped) for side in (1, -1))
     return (ahead - behind) / (2 * STEP)
 
 
@@ -177,12 +178,17 @@ def direction(leaves: Leaves, seed: int, place: int) -> dict[str, Tensor]:
     return {name: normal(generator, *leaf.shape).sign() for name, leaf in leaves.items()}
 
 
-def along(gradient: Mapping[str, Tensor], way: Leaves) -> float:
+def along(gradient: Mapping[str, Tensor], way: Leaves) -> Tensor:
     """Returns the slope that a gradient has along a direction."""
-    return float(sum((gradient[name] * way[name]).sum() for name in way))
+    return torch.stack([(gradient[name] * way[name]).sum() for name in way]).sum()
+
+
+def share(part: float, whole: float) -> float:
+    """Returns how large an error is for gradients of this size; infinite where either is."""
+    return part / whole if isfinite(part) and isfinite(whole) else inf
 
 
 def size(values: Tensor) -> float:
-    """Returns the largest magnitude; infinity where a number is none."""
-    largest = values.abs().max()
-    return float(torch.where(largest.isnan(), torch.inf, largest))
+    """Returns the largest magnitude; infinity where a number is none, for max passes nan over."""
+    largest = values.abs().max().item()
+    return inf if isnan(largest) else largest

@@ -1,0 +1,162 @@
+"""The coefficients of losses that couple tokens: a response's, or a pair's, in plain numbers."""
+
+from collections.abc import Callable, Iterator
+
+from logratio.lab import closed
+from logratio.lab.coefficients import Coefficient, Formula, Seen, each_row
+
+BETA, EDGE = 0.5, 0.2  # of spo
+BOUND = 0.9  # of the importance network
+
+
+def preferences() -> Iterator[Coefficient]:
+    """Yields dpo's kinds, summed and by length, and its term on the chosen answer."""
+    for kind, wrong in (
+        ("sigmoid", 0.0),
+        ("sigmoid", 0.1),
+        ("robust", 0.1),
+        ("ipo", 0.0),
+        ("hinge", 0.0),
+    ):
+        for normalise in ("sum", "length"):
+            settings = {"beta": 0.7, "kind": kind, "smoothing": wrong, "normalise": normalise}
+            formula = preference(kind, wrong=wrong, by_length=normalise == "length")
+            yield Coefficient(name="dpo", term="preference", settings=settings, formula=formula)
+
+    def imitated(seen: Seen) -> dict[tuple[int, int], float]:
+        return {
+            (row, place): -1 / len(seen.tokens(row))
+            for row, _ in seen.pairs()
+            for place in seen.tokens(row)
+        }
+
+    yield Coefficient(name="dpo", term="sft", settings={"sft": 0.5}, formula=imitated)
+
+
+def preference(kind: str, *, wrong: float, by_length: bool) -> Formula:
+    """Returns +- beta times the slope in h, on every token of a pair, over its length if asked."""
+    beta = 0.7
+
+    def formula(seen: Seen) -> dict[tuple[int, int], float]:
+        found: dict[tuple[int, int], float] = {}
+        for pair in seen.pairs():
+            over = [len(seen.tokens(row)) if by_length else 1 for row in pair]
+            reward = [seen.summed(row) / length for row, length in zip(pair, over, strict=True)]
+            h = beta * (reward[0] - reward[1])
+            slope = beta * closed.preference_slope(kind, h, beta=beta, wrong=wrong)
+            for row, length, side in zip(pair, over, (1, -1), strict=True):
+                found |= {(row, place): side * slope / length for place in seen.tokens(row)}
+        return found
+
+    return formula
+
+
+def scores() -> Iterator[Coefficient]:
+    """Yields the reward model's loss, in the scores that are pooled."""
+    for pooling in ("mean", "last"):
+        yield Coefficient(
+            name="reward_model",
+            term="preference",
+            stream="score",
+            settings={"pooling": pooling, "margin": 0.5, "centering": 0.1},
+            formula=pooled(pooling, margin=0.5, centering=0.1),
+        )
+
+
+def pooled(pooling: str, *, margin: float, centering: float) -> Formula:
+    """Returns -+ sigmoid of the lacking margin, with the pull to 0, over the pooled states."""
+
+    def formula(seen: Seen) -> dict[tuple[int, int], float]:
+        found: dict[tuple[int, int], float] = {}
+        for pair in seen.pairs():
+            after = [[place + 1 for place in seen.tokens(row)] for row in pair]
+            read = after if pooling == "mean" else [places[-1:] for places in after]
+            score = [
+                sum(seen.score_head[row][place] for place in places) / len(places)
+                for row, places in zip(pair, read, strict=True)
+            ]
+            push = closed.sigmoid(score[1] - score[0] + margin)
+            pull = 2 * centering * (score[0] + score[1])
+            for row, places, side in zip(pair, read, (-1, 1), strict=True):
+                slope = (side * push + pull) / len(places)
+                found |= {(row, place): slope for place in places}
+        return found
+
+    return formula
+
+
+def regressions() -> Iterator[Coefficient]:
+    """Yields spo's squared and cross-entropy losses, of a fixed Q0 and of the mean residual."""
+    for kind in ("squared", "cross_entropy"):
+        for q0 in (-0.4, "vargrad"):
+            settings = {"kind": kind, "beta": BETA, "q0": q0}
+            settings |= {"edge": EDGE} if kind == "cross_entropy" else {}
+            formula = each_row(soft(kind, None if q0 == "vargrad" else -0.4))
+            yield Coefficient(name="spo", term="soft", settings=settings, formula=formula)
+
+    def of_pair(seen: Seen) -> dict[tuple[int, int], float]:
+        found: dict[tuple[int, int], float] = {}
+        for first, second in seen.pairs():
+            slope = 2 * BETA * (residual(seen, second) - residual(seen, first))
+            found |= {(first, place): slope for place in seen.tokens(first)}
+            found |= {(second, place): -slope for place in seen.tokens(second)}
+        return found
+
+    settings = {"kind": "pair", "beta": BETA, "average": "per_pair"}
+    yield Coefficient(name="spo", term="soft", settings=settings, formula=of_pair)
+
+
+def soft(kind: str, q0: float | None) -> Callable[[Seen, int], float]:
+    """Returns the slope of a response's loss; without a Q0 it is its group's mean residual."""
+
+    def slope(seen: Seen, row: int) -> float:
+        group = [other for other in seen.rows if seen.group[other] == seen.group[row]]
+        mean = sum(residual(seen, other) for other in group) / len(group)
+        end = (mean if q0 is None else q0) + BETA * seen.summed(row)
+        return BETA * closed.soft_slope(kind, end, seen.reward[row], beta=BETA, edge=EDGE)
+
+    return slope
+
+
+def residual(seen: Seen, row: int) -> float:
+    """Returns the reward of a response less what its log-ratio stands for."""
+    return seen.reward[row] - BETA * seen.summed(row)
+
+
+def correlations() -> Iterator[Coefficient]:
+    """Yields the importance network's losses, in the number its head gives where a pair splits."""
+    for kind in ("normal", "product", "bernoulli"):
+        yield Coefficient(
+            name="importance",
+            term="pair",
+            stream="importance",
+            settings={"kind": kind, "bound": BOUND, "credit.corrected": False},
+            formula=correlated(kind),
+        )
+
+
+def correlated(kind: str) -> Formula:
+    """Returns the slope through the bounded sigmoid, where the first row of a pair splits."""
+
+    def formula(seen: Seen) -> dict[tuple[int, int], float]:
+        found: dict[tuple[int, int], float] = {}
+        for first, second in seen.pairs():
+            place = int(seen.split[first])
+            part = closed.sigmoid(seen.importance_head[first][place])
+            slope = pair_slope(seen, kind, (first, second), BOUND * part)
+            found[first, place] = slope * BOUND * part * (1 - part)
+        return found
+
+    return formula
+
+
+def pair_slope(seen: Seen, kind: str, pair: tuple[int, int], f: float) -> float:
+    """Returns the slope in f of a pair's loss, its rewards standardised by their group's."""
+    group = [row for row in seen.rows if seen.group[row] == seen.group[pair[0]]]
+    mean = sum(seen.reward[row] for row in group) / len(group)
+    variance = sum((seen.reward[row] - mean) ** 2 for row in group) / len(group)
+    if kind == "bernoulli":
+        first, second = (seen.reward[row] == 1 for row in pair)
+        return closed.outcome_slope(f, mean, first, second)
+    a, b = ((seen.reward[row] - mean) / variance**0.5 for row in pair)
+    return closed.pair_slope(f, a, b) if kind == "normal" else 2 * (f - a * b)
