@@ -170,6 +170,8 @@ def test_equal_rewards_teach_exactly_nothing(spread, center):
         (-100.0, -100.00009, True),
         (-100.00011, -100.0, False),
         (-100.00009, 0.0, False),
+        (100.0, 100.00010000005, True),  # the size is that of the larger one
+        (-100.0, -100.00010000005, True),
     ],
 )
 def test_degenerate_means_a_range_below_a_millionth_of_the_size(low, high, equal):

@@ -321,6 +321,10 @@ def test_rows_without_a_pair_count_in_the_group_but_in_no_product():
     same(found["shift"], [0.0] * 5)
     rows = batch(ragged(*[1] * 5), reward=[2.0, 2.0, 1.0, 0.0, 0.0], pair=[1, 0, -1, 2, 3])
     same(credit.pairs(rows)["shift"], [(0.8 + 1.0) / 3] * 5)
+    rows = batch(ragged(*[1] * 5), reward=[2.0, 2.0, 1.0, 0.0, 0.0], pair=[1, 0, -1, -1, -1])
+    same(credit.pairs(rows)["shift"], [(0.8 + 1.0) / 3] * 5)
+    rows = batch(ragged(*[1] * 5), reward=[2.0, 2.0, 1.0, 0.0, 0.0], pair=[-1] * 5)
+    same(credit.pairs(rows)["shift"], [0.8 / 3] * 5)
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

@@ -14,10 +14,11 @@ def test_a_draw_holds_what_is_declared_and_the_reward(name):
     assert fields | set(batch.columns) - made == objective.declared().streams | {"reward"}
 
 
-def test_rows_are_ragged_with_a_hole_in_one():
+def test_rows_are_ragged_with_a_hole_in_one_and_padding_before_one():
     mask = draw(find("dpo"), 0).batch.mask
     assert mask.shape == (len(GROUPS), TOKENS)
     assert mask[0].tolist() == [True, True, False, True, True]
+    assert mask[1].tolist() == [False, True, True, True, True]
     assert len(set(mask.sum(1).tolist())) > 2
 
 

@@ -151,6 +151,17 @@ def test_the_loss_is_the_mean_over_pairs_wherever_their_rows_stand():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("normalise", ["sum", "length"])
+@pytest.mark.parametrize("mask", [[[1], [0]], [[0], [1]], [[0], [0]]])
+def test_a_pair_with_an_empty_side_trains_nothing(normalise, mask):
+    """Its ratio is that of no token, 0; so is its mean log-prob."""
+    objective = dpo.using(normalise=normalise, sft=1.0, beta=1.0)
+    policy, batch = policy_of([[-3.0], [-3.0]]), batch_of(mask, pair=[0, 1], ref=[[-3.0]] * 2)
+    nll = 3.0 * mask[0][0]
+    check_losses(objective, policy, batch, preference=[LOG_2], sft=[nll])
+    check_slopes(objective, policy, batch, logp=[[0], [0]])
+
+
 def test_at_the_reference_every_slope_is_half_of_beta():
     policy, batch = pair_of(0.0, 0.0, rejected=0.0)
     torch.testing.assert_close(loss_of(dpo, policy, batch), numbers(LOG_2))

@@ -132,41 +132,45 @@ def test_each_link_and_its_slope(link, read, value, inner):
 
 
 def test_the_head_is_read_where_the_first_of_the_pair_was_split():
-    """Splits 0, 1 and 2 after a left pad of one: columns 1, 2 and 3 of the first side."""
-    heads = [[9.0, 0.0, 9.0, 9.0], [9.0] * 4, [9.0, 9.0, 0.0, 9.0], [9.0] * 4,
+    """Splits 0, 1 and 2, after a left pad of one in the last two: columns 0, 2 and 3."""
+    heads = [[0.0, 9.0, 9.0, 9.0], [9.0] * 4, [9.0, 9.0, 0.0, 9.0], [9.0] * 4,
              [9.0, 9.0, 9.0, 0.0], [9.0] * 4]  # fmt: skip
     policy = policy_of([[-1.0] * 3] * 6, heads={"importance": heads})
     batch = batch_of(
-        [[0, 1, 1]] * 6, pair=[0, 1, 2, 3, 4, 5], split=[0, 0, 1, 1, 2, 2],
+        [[1, 1, 0]] * 2 + [[0, 1, 1]] * 4, pair=[0, 1, 2, 3, 4, 5], split=[0, 0, 1, 1, 2, 2],
         reward=[0.0] * 6, mean=[0.0] * 6, variance=[1.0] * 6, shift=[0.0] * 6,
     )  # fmt: skip
     objective = importance.using(kind="product", **BOUND)
     # f = .4 and P = 0: .8 * .2 a pair, over three pairs
     slope = 0.16 / 3
-    rows = [[0, slope, 0, 0], [0] * 4, [0, 0, slope, 0], [0] * 4, [0, 0, 0, slope], [0] * 4]
+    rows = [[slope, 0, 0, 0], [0] * 4, [0, 0, slope, 0], [0] * 4, [0, 0, 0, slope], [0] * 4]
     check_slopes(objective, policy, batch, importance=rows)
 
 
 def test_a_group_of_equal_rewards_counts_nowhere():
-    """Two pairs, the second of a group without variance: the first is divided by one pair."""
+    """Two pairs, the second of a group without variance: the first is divided by one pair.
+
+    The second's rewards are half from the mean that it was given, and are not scaled: P = 1/4.
+    """
     policy = policy_of([[-1.0, -1.0]] * 4, heads={"importance": [[9.0, HALF, 9.0]] * 4})
     batch = batch_of(
         [[1, 1]] * 4, group=[0, 0, 1, 1], pair=[0, 1, 2, 3], reward=[1.0, 1.0, 1.0, 1.0],
-        split=[1] * 4, mean=[0.0, 0.0, 1.0, 1.0], variance=[1.0, 1.0, 0.0, 0.0], shift=[0.0] * 4,
+        split=[1] * 4, mean=[0.0, 0.0, 0.5, 0.5], variance=[1.0, 1.0, 0.0, 0.0], shift=[0.0] * 4,
     )  # fmt: skip
     nothing = [[0, 0, 0]] * 3
     product = importance.using(kind="product", **BOUND)
-    check_losses(product, policy, batch, pair=[0.25, 0.25])  # P = 0 where nothing varies
+    check_losses(product, policy, batch, pair=[0.25, 0.0625])
     check_slopes(product, policy, batch, importance=[[0, -INNER, 0], *nothing])
-    check_watch(product, policy, batch, importance=[0.5, 0.5], product=[1.0, 0.0])
+    check_watch(product, policy, batch, importance=[0.5, 0.5], product=[1.0, 0.25])
     normal = importance.using(**BOUND)
-    # log 2 pi + log(.75) / 2 + 0
-    check_losses(normal, policy, batch, pair=[2.3607026968501217, 1.694036030183455])
+    # log 2 pi + log(.75) / 2 + (.5 - .25) / 1.5
+    check_losses(normal, policy, batch, pair=[2.3607026968501217, 1.8607026968501217])
     check_slopes(normal, policy, batch, importance=[[0, -1.1111111111111112 * INNER, 0], *nothing])
 
 
-def test_a_certain_group_has_chance_one_under_the_bernoulli():
-    policy, batch = pair_of(1.0, 1.0, HALF, mean=1.0, variance=0.0)
+@pytest.mark.parametrize(("one", "other"), [(1.0, 1.0), (1.0, 0.0)])
+def test_a_certain_group_has_chance_one_under_the_bernoulli(one, other):
+    policy, batch = pair_of(one, other, HALF, mean=1.0, variance=0.0)
     objective = importance.using(kind="bernoulli", **BOUND)
     check_losses(objective, policy, batch, pair=[0.0])
     check_slopes(objective, policy, batch, importance=[[0] * 3] * 2)

@@ -1,6 +1,8 @@
 """The coefficients of losses that couple tokens: a response's, or a pair's, in plain numbers."""
 
 from collections.abc import Callable, Iterator
+from math import exp, log
+from statistics import fmean
 
 from logratio.lab import closed
 from logratio.lab.coefficients import Coefficient, Formula, Seen, each_row
@@ -86,13 +88,15 @@ def pooled(pooling: str, *, margin: float, centering: float) -> Formula:
 
 
 def regressions() -> Iterator[Coefficient]:
-    """Yields spo's squared and cross-entropy losses, of a fixed Q0 and of the mean residual."""
-    for kind in ("squared", "cross_entropy"):
-        for q0 in (-0.4, "vargrad"):
-            settings = {"kind": kind, "beta": BETA, "q0": q0}
-            settings |= {"edge": EDGE} if kind == "cross_entropy" else {}
-            formula = each_row(soft(kind, None if q0 == "vargrad" else -0.4))
-            yield Coefficient(name="spo", term="soft", settings=settings, formula=formula)
+    """Yields spo's squared loss from every Q0, its cross-entropy, and the loss of a pair."""
+    for q0 in (-0.4, "reference", "learned", "mean", "vargrad", "policy_weighted", "policy"):
+        settings = {"kind": "squared", "beta": BETA, "q0": q0}
+        formula = each_row(soft("squared", q0))
+        yield Coefficient(name="spo", term="soft", settings=settings, formula=formula)
+    for q0 in (-0.4, "vargrad"):
+        settings = {"kind": "cross_entropy", "beta": BETA, "q0": q0, "edge": EDGE}
+        formula = each_row(soft("cross_entropy", q0))
+        yield Coefficient(name="spo", term="soft", settings=settings, formula=formula)
 
     def of_pair(seen: Seen) -> dict[tuple[int, int], float]:
         found: dict[tuple[int, int], float] = {}
@@ -106,16 +110,31 @@ def regressions() -> Iterator[Coefficient]:
     yield Coefficient(name="spo", term="soft", settings=settings, formula=of_pair)
 
 
-def soft(kind: str, q0: float | None) -> Callable[[Seen, int], float]:
-    """Returns the slope of a response's loss; without a Q0 it is its group's mean residual."""
+def soft(kind: str, q0: float | str) -> Callable[[Seen, int], float]:
+    """Returns the slope of a response's loss in each of its log-probs."""
 
     def slope(seen: Seen, row: int) -> float:
-        group = [other for other in seen.rows if seen.group[other] == seen.group[row]]
-        mean = sum(residual(seen, other) for other in group) / len(group)
-        end = (mean if q0 is None else q0) + BETA * seen.summed(row)
+        end = start(seen, row, q0) + BETA * seen.summed(row)
         return BETA * closed.soft_slope(kind, end, seen.reward[row], beta=BETA, edge=EDGE)
 
     return slope
+
+
+def start(seen: Seen, row: int, q0: float | str) -> float:
+    """Returns the soft value of a row's prompt, as each name of it is defined."""
+    group = [other for other in seen.rows if seen.group[other] == seen.group[row]]
+    ratios, rewards = [seen.summed(r) for r in group], [seen.reward[r] for r in group]
+    if isinstance(q0, float):
+        return q0
+    if q0 == "reference":
+        return seen.q0[row]
+    if q0 == "learned":
+        return seen.q0_head[row][seen.tokens(row)[0]]
+    if q0 in ("mean", "vargrad"):
+        return fmean(residual(seen, r) if q0 == "vargrad" else seen.reward[r] for r in group)
+    weights = [-ratio if q0 == "policy_weighted" else 0.0 for ratio in ratios]
+    exponents = zip(rewards, weights, strict=True)
+    return BETA * log(fmean(exp(reward / BETA + weight) for reward, weight in exponents))
 
 
 def residual(seen: Seen, row: int) -> float:
@@ -141,7 +160,7 @@ def correlated(kind: str) -> Formula:
     def formula(seen: Seen) -> dict[tuple[int, int], float]:
         found: dict[tuple[int, int], float] = {}
         for first, second in seen.pairs():
-            place = int(seen.split[first])
+            place = seen.tokens(first)[0] + int(seen.split[first])
             part = closed.sigmoid(seen.importance_head[first][place])
             slope = pair_slope(seen, kind, (first, second), BOUND * part)
             found[first, place] = slope * BOUND * part * (1 - part)

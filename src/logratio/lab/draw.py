@@ -107,11 +107,11 @@ def uniform(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def random_mask(generator: torch.Generator) -> Bool[Tensor, "B T"]:
-    """Returns rows of 1 to 5 tokens, right-padded, one of them with a token that a tool wrote."""
+    """Returns rows of 1 to 5 tokens; one has a token that a tool wrote, one starts a place later."""
     lengths = torch.randint(1, TOKENS + 1, (len(GROUPS),), generator=generator)
-    lengths[0] = TOKENS
+    lengths[:2] = TOKENS
     mask = torch.arange(TOKENS) < lengths[:, None]
-    mask[0, 2] = False
+    mask[0, 2] = mask[1, 0] = False
     return mask
 
 
