@@ -77,6 +77,17 @@ def test_greedy_takes_the_most_likely():
     assert_close(drawn.old, torch.tensor([[0.0, 3.0, 1.0]]).log_softmax(-1)[:, 1])
 
 
+def test_a_banned_token_is_not_drawn_but_stands_in_the_softmax():
+    logits = SHARES.log().repeat(1000, 1)
+    uniform = uniforms(torch.full((1000,), key_of(2)), torch.arange(1000))
+    drawn = draw(logits, uniform, Sampling(min_tokens=1), banned=[0, 2])
+    assert set(drawn.ids.tolist()) == {1, 3, 4}
+    assert_close(drawn.old, SHARES.log()[drawn.ids])
+    assert_close(drawn.behaviour, (SHARES / 0.4).log()[drawn.ids])
+    greedy = draw(logits[:1], uniform[:1], Sampling(temperature=0), banned=[0])
+    assert greedy.ids.tolist() == [4]
+
+
 def test_the_inverse_is_the_running_sum():
     """Over several blocks, against the plain definition; never outside the support."""
     generator = torch.Generator().manual_seed(0)

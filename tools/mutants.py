@@ -1,6 +1,6 @@
 """Mutation testing of the mathematics with mutmut; the table goes to docs/mutants.md.
 
-    python tools/mutants.py [--files numerics,credit] [--resume]
+    python tools/mutants.py [--files numerics,credit] [--resume | --report]
 
 mutmut works on a copy in build/mutation. It changes nothing outside functions, no decorated
 function, and hides what it makes of a default from whoever reads signatures. So in that copy a
@@ -22,13 +22,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "mutation"
+RAN = WORK / "ran.json"  # the commit, and the seconds of all runs that resumed it
 PACKAGE = Path("src") / "logratio"
 NAMES = ("numerics", "average", "keep", "credit", "weight")
 KILLED, LEAST, MOST = "killed", 0.95, 0.03
@@ -42,7 +43,6 @@ HEADING = "## Equivalent mutants"
 class Mutant:
     """One change of one file, and what the tests said of it."""
 
-    file: str
     function: str
     change: str
     outcome: str
@@ -133,6 +133,7 @@ def copy() -> None:
     shutil.rmtree(WORK / "mutants" / "tests", ignore_errors=True)
     shutil.copytree(ROOT / "tests", WORK / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", WORK)
+    (WORK / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)  # which test reads what
     mutated = files()
     for path in sorted((ROOT / "src").rglob("*.py")):
         place = path.relative_to(ROOT)
@@ -181,7 +182,13 @@ def change(before: str, after: str) -> str:
     lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
     added = [line[2:].strip() for line in lines if line.startswith("+ ")]
     gone = [line[2:].strip() for line in lines if line.startswith("- ")]
-    return added[0] if added else f"without {gone[0]}"
+    if not added:
+        return f"without {gone[0]}"
+    alike = [one == other for one, other in zip(added[0], "".join(gone[:1]), strict=False)]
+    same = [*alike, False].index(False)
+    start, end = max(0, same - 70), same + 70
+    head, tail = "..." * (start > 0), "..." * (end < len(added[0]))
+    return f"{head}{added[0][start:end]}{tail}"
 
 
 def mutants(path: Path, declared: set[tuple[str, str]]) -> list[Mutant]:
@@ -194,13 +201,13 @@ def mutants(path: Path, declared: set[tuple[str, str]]) -> list[Mutant]:
     bodies = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     found: list[Mutant] = []
     for name, code in meta.items():
-        key = name.rpartition(".")[2]
+        module, _, key = name.rpartition(".")
         function = key.partition("__mutmut_")[0]
         texts = [ast.unparse(bodies[one]) for one in (f"{function}__mutmut_orig", key)]
         text = change(*(re.sub(r"(?<=^def )\w+", "", text) for text in texts))
-        place = f"{path.stem}.{function.removeprefix('x_')}"
+        place = f"{module.rpartition('.')[2]}.{function.removeprefix('x_')}"
         outcome = status_by_exit_code[code]
-        found.append(Mutant(path.name, place, text, outcome, (place, text) in declared))
+        found.append(Mutant(place, text, outcome, (place, text) in declared))
     return found
 
 
@@ -231,17 +238,24 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *(r.cells() for r in rows)])
 
 
-def page(rows: Sequence[Row], alive: Sequence[Mutant], seconds: float) -> str:
-    """Returns docs/mutants.md."""
+def commit() -> str:
+    """Returns the commit of the checkout, and whether files differ from it."""
     asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        asked, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def page(rows: Sequence[Row], alive: Sequence[Mutant], ran: Mapping[str, Any]) -> str:
+    """Returns docs/mutants.md."""
     told = str(__doc__).partition("\n\n")[2].partition("\n\n")[2].partition("\n\nExit 1")[0]
     lines = "\n".join(f"- `{m.function}`: `{m.change}`: {m.outcome}" for m in alive)
+    minutes = ran["seconds"] / 60
     return (
-        f"# Mutants\n\nWritten by `make mutants` at commit {commit.strip()}, in "
-        f"{seconds / 60:.0f} minutes on {os.cpu_count()} cores.\n\n{told}\n\n{table(rows)}\n\n"
-        f"Share killed leaves out the declared ones (docs/log.md, Equivalent mutants); time-outs "
-        f"count as not killed.\n\n## Not killed\n\n{lines or 'None.'}\n"
+        f"# Mutants\n\nWritten by `make mutants` at commit {ran['commit']}, in {minutes:.0f} "
+        f"minutes on {os.cpu_count()} cores.\n\n{told}\n\n{table(rows)}\n\nThe share killed leaves out "
+        "what docs/log.md declares equivalent; a time-out counts as not killed.\n\n"
+        f"## Not killed\n\n{lines or 'None.'}\n"
     )
 
 
@@ -250,24 +264,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--files", default="", help="names without .py, with commas between")
     parser.add_argument("--resume", action="store_true", help="keep what is killed already")
-    parser.add_argument("--report", action="store_true", help="run nothing, print what is known")
+    parser.add_argument("--report", action="store_true", help="run nothing: write what is known")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     names = asked.files.split(",") if asked.files else [path.stem for path in files()]
     wanted = [path for path in files() if path.stem in names]
-    began = time.monotonic()
+    if not wanted:
+        parser.error(f"--files is {asked.files}, but it must be some of {', '.join(names)}")
+    if not asked.resume and not asked.report:
+        shutil.rmtree(WORK, ignore_errors=True)
+    ran: dict[str, Any] = json.loads(RAN.read_text()) if RAN.exists() else {"seconds": 0.0}
     if not asked.report:
-        if not asked.resume:
-            shutil.rmtree(WORK, ignore_errors=True)
+        began, ran["commit"] = time.monotonic(), commit()
         copy()
         run(wanted, asked.workers)
+        ran["seconds"] += time.monotonic() - began
+        RAN.write_text(json.dumps(ran))
     declared = declarations()
-    found = {path.name: mutants(path, declared) for path in wanted}
+    found = {str(path.relative_to(PACKAGE)): mutants(path, declared) for path in wanted}
     alive = [m for one in found.values() for m in one if m.outcome != KILLED and not spared(m)]
     rows = [row(name, one) for name, one in found.items()]
-    written = page(rows, alive, time.monotonic() - began)
+    written = page(rows, alive, ran)
     print(written)
-    if len(wanted) == len(files()) and not asked.report:
+    if len(wanted) == len(files()):
         (ROOT / "docs" / "mutants.md").write_text(written)
     return int(not all(one.good for one in rows))
 

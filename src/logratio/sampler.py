@@ -5,6 +5,7 @@ that happens to be sampled beside it.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,8 @@ class Sampling:
     @property
     def truncated(self) -> bool:
         """Whether some tokens that the softmax allows are never drawn."""
-        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
+        cut = self.top_k is not None or self.top_p < 1 or self.min_p > 0
+        return cut or self.min_tokens > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,21 @@ def shifted(bits: Int[Tensor, " N"], places: int) -> Int[Tensor, " N"]:
     return (bits >> places) & (2 ** (64 - places) - 1)
 
 
-def draw(logits: Float[Tensor, "N V"], uniform: Float[Tensor, " N"], sampling: Sampling) -> Drawn:
-    """Returns a token of each row of raw logits, by inverting the row's cumulative distribution."""
+def draw(
+    logits: Float[Tensor, "N V"],
+    uniform: Float[Tensor, " N"],
+    sampling: Sampling,
+    *,
+    banned: Sequence[int] = (),
+) -> Drawn:
+    """Returns a token of each row of raw logits, by inverting the row's cumulative distribution.
+
+    Banned tokens are not drawn, but stand in the softmax that `old` is a log-prob of.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature == 0:
-        ids = wide.argmax(-1)
+        hidden = wide.index_fill(1, torch.tensor(banned, device=wide.device).long(), -torch.inf)
+        ids = hidden.argmax(-1)
         zero = torch.zeros(len(ids), dtype=wide.dtype, device=wide.device)
         logp = wide.log_softmax(-1).gather(1, ids[:, None])[:, 0]
         return Drawn(ids=ids, old=logp, behaviour=zero, entropy=zero)
@@ -84,10 +96,12 @@ def draw(logits: Float[Tensor, "N V"], uniform: Float[Tensor, " N"], sampling: S
     share = logp.exp()
     entropy = -(share * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
     kept = share if not sampling.truncated else share * allowed(share, sampling)
+    kept = kept.index_fill(1, torch.tensor(banned, device=wide.device).long(), 0.0)
     ids = inverted(kept, uniform)
     pick = ids[:, None]
     old = logp.gather(1, pick)[:, 0]
-    behaviour = old - kept.sum(-1).log() if sampling.truncated else old
+    cut = sampling.truncated or len(banned) > 0
+    behaviour = old - kept.sum(-1).log() if cut else old
     return Drawn(ids=ids, old=old, behaviour=behaviour, entropy=entropy)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from logratio.model.attention import Plan, TreeAttention, attend
+from logratio.model.attention import TreeAttention, TreePlan, attend
 from logratio.model.pack import Tree
 from logratio.model.segment import backward, forward, plain_backward, plain_forward
 from logratio.settings import Refused
@@ -58,7 +58,7 @@ def states(heads, keys, dtype=torch.float64):
 @pytest.mark.parametrize(("heads", "keys"), [(4, 4), (4, 2), (4, 1)])
 def test_tree_attention_is_dense_attention(heads, keys, window):
     inputs = states(heads, keys)
-    ours = TreeAttention.apply(*inputs, (Plan(TREES), SCALE, window))
+    ours = TreeAttention.apply(*inputs, (TreePlan(TREES), SCALE, window))
     truth = dense(*inputs, window)
     assert_close(ours, truth, rtol=1e-12, atol=1e-14)
     down = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
@@ -68,7 +68,7 @@ def test_tree_attention_is_dense_attention(heads, keys, window):
 
 def test_float32_is_as_good_as_float32_is():
     inputs = states(4, 2, torch.float32)
-    ours = TreeAttention.apply(*inputs, (Plan(TREES), SCALE, None))
+    ours = TreeAttention.apply(*inputs, (TreePlan(TREES), SCALE, None))
     assert ours.dtype == torch.float32
     assert_close(ours, dense(*[one.double() for one in inputs], None).float())
 

@@ -61,11 +61,14 @@ def test_slope_of_the_normal_likelihood(one, other, settings, read, loss, slope)
     check_slopes(objective, policy, batch, importance=on_the_split(slope))
 
 
-def test_the_normal_likelihood_is_that_of_rewards_and_not_of_scores():
+@pytest.mark.parametrize(
+    ("reward", "variance", "loss"), [(2.0, 4.0, 3.7469970579700123), (0.5, 0.25, 0.974408335730231)]
+)
+def test_the_normal_likelihood_is_that_of_rewards_and_not_of_scores(reward, variance, loss):
     """Rewards 2 and 2 around 0 at variance 4 are scores 1 and 1, and cost log 4 more."""
     objective = importance.using(**BOUND)
-    policy, batch = pair_of(2.0, 2.0, HALF, variance=4.0)
-    check_losses(objective, policy, batch, pair=[3.7469970579700123])
+    policy, batch = pair_of(reward, reward, HALF, variance=variance)
+    check_losses(objective, policy, batch, pair=[loss])
     check_slopes(objective, policy, batch, importance=on_the_split(-1.1111111111111112 * INNER))
 
 

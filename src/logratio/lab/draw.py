@@ -107,7 +107,7 @@ def uniform(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def random_mask(generator: torch.Generator) -> Bool[Tensor, "B T"]:
-    """Returns rows of 1 to 5 tokens; one has a token that a tool wrote, one starts a place later."""
+    """Returns rows of 1 to 5 tokens; in one a tool wrote a token, one starts a place later."""
     lengths = torch.randint(1, TOKENS + 1, (len(GROUPS),), generator=generator)
     lengths[:2] = TOKENS
     mask = torch.arange(TOKENS) < lengths[:, None]

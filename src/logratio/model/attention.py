@@ -9,11 +9,11 @@ and each segment's stock backward is exact when it is given the merged o and l: 
 the row correction depend on nothing else.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,26 @@ NAME = "logratio"
 Heads = Float[Tensor, "1 H N D"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """What a layer says of its attention."""
+
+    layer: int
+    scale: float
+    window: int | None
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """What the attention of every layer does with its query, key and value, `[n, H, N, D]`."""
+
+    calls: int
+
+    def attend(self, states: tuple[Tensor, Tensor, Tensor], how: How) -> Tensor:
+        """Returns the attention's output, `[n, H, N, D]`."""
+        ...
+
+
 class Seen(TypedDict):
     """What the queries of a segment see of its keys."""
 
@@ -37,15 +57,22 @@ class Seen(TypedDict):
 
 
 @dataclass
-class Plan:
-    """What the attention of every layer reads: the trees, and how often it was called."""
+class TreePlan:
+    """Attention over the trees of a pack; `keep` is given each layer's keys and values, if any."""
 
     trees: tuple[Tree, ...]
+    keep: Callable[[int, Tensor, Tensor], None] | None = None
     calls: int = 0
 
     windows: dict[tuple[int, int], list[Seen]] = field(
         default_factory=dict[tuple[int, int], list[Seen]]
     )
+
+    def attend(self, states: tuple[Tensor, Tensor, Tensor], how: How) -> Tensor:
+        """Returns the attention of every token to its prompt and its own completion."""
+        if self.keep is not None:
+            self.keep(how.layer, states[1], states[2])
+        return cast(Tensor, TreeAttention.apply(*states, (self, how.scale, how.window)))
 
     def masks_of(self, number: int, window: int | None, like: Tensor) -> list[Seen]:
         """Returns what each segment of a tree sees: all before it, or a sliding window of that."""
@@ -89,17 +116,16 @@ def planned(model: PreTrainedModel, plan: Plan) -> Generator[Plan]:
 
 def attend(
     module: torch.nn.Module, *states: Tensor | None, **settings: Any
-) -> tuple[Float[Tensor, "1 N H D"], None]:
+) -> tuple[Float[Tensor, "n N H D"], None]:
     """Returns the attention of a packed row; the registered function, called once a layer.
 
     `states` are query, key, value and the model's own mask, which must be None.
     """
-    del module
     query, key, value, mask = states
     plan = _plan.get()
     if plan is None:
         raise Refused("logratio's attention was called outside its plan: use it through the model")
-    if mask is not None or query is None:
+    if mask is not None or query is None or key is None or value is None:
         raise Refused("`attention_mask` was given to logratio's attention, which has its own plan")
     unread = [
         name for name in ("softcap", "s_aux", "position_bias") if settings.get(name) is not None
@@ -108,9 +134,9 @@ def attend(
         raise Refused(f"`{(unread or ['dropout'])[0]}` is set, but tree attention has none")
     plan.calls += 1
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
-    window = settings.get("sliding_window")
-    out = cast(Tensor, TreeAttention.apply(query, key, value, (plan, scale, window)))
-    return out.transpose(1, 2), None
+    layer = cast(int, getattr(module, "layer_idx", 0))
+    how = How(layer=layer, scale=float(scale), window=settings.get("sliding_window"))
+    return plan.attend((query, key, value), how).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attend)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from logratio.batch import Policy
-from logratio.model.attention import Plan, planned
+from logratio.model.attention import TreePlan, planned
 from logratio.model.head import Asked, ChunkedHead, Readout, chunks
 from logratio.model.pack import Pack
 from logratio.part import Needs, Statistic
@@ -36,7 +36,7 @@ class Network(nn.Module):
 
     def hidden(self, pack: Pack) -> Float[Tensor, "N D"]:
         """Returns the last hidden state of every token of a pack."""
-        with planned(self.model, Plan(pack.trees)):
+        with planned(self.model, TreePlan(pack.trees)):
             found = self.model.base_model(
                 input_ids=pack.ids, position_ids=pack.positions, use_cache=False
             )
