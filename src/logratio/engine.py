@@ -15,8 +15,7 @@ class Request:
     """One rollout to be made: of which problem, as which member of its group.
 
     Its random numbers are a function of `seed`, `purpose`, `step`, `draw`, the problem's key and
-    `index`; a refill is another draw, evaluation another purpose. `split`, where given, is the
-    number of tokens after which a sister goes on with random numbers of her own.
+    `index`; a refill is another draw, evaluation another purpose.
     """
 
     problem: Problem
@@ -26,7 +25,6 @@ class Request:
     purpose: str = "train"
     step: int = 0
     draw: int = 0
-    split: int | None = None
 
     def parts(self) -> tuple[object, ...]:
         """Returns what the random numbers are made from."""
@@ -37,16 +35,10 @@ class Request:
 class Engine(Protocol):
     """Makes rollouts; states what it promises, and one suite tests what is promised."""
 
-    promises: frozenset[str]  # of "seed per position", "fork", "exact weights"
+    promises: frozenset[str]  # of "seed per position", "exact weights"
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        """Returns a rollout for each request, in order, and after each split one its sister."""
-        ...
-
-    def fork(
-        self, rollouts: Sequence[Rollout], at: Sequence[int], sampling: Sampling
-    ) -> list[Rollout]:
-        """Returns another end for each rollout after so many of its tokens."""
+        """Returns a rollout for each request, in order."""
         ...
 
     def load(self, version: int, weights: Mapping[str, Any] | None) -> None:
@@ -57,7 +49,6 @@ class Engine(Protocol):
 ENGINES = {
     "local": "logratio.engines.local:Local",
     "scripted": "logratio.engines.scripted:Scripted",
-    "transformers": "logratio.engines.transformers:Transformers",
 }
 
 
