@@ -9,6 +9,7 @@ import pytest
 from logratio import cli
 from logratio.lab import verify
 from logratio.lab.rows import Row
+from logratio.objectives import names
 
 GOOD = Row(part="kl", subject="grpo", case="k2", measured={"value": 0.0}, limits={"value": 1.0})
 BAD = Row(
@@ -115,3 +116,18 @@ def test_help_names_the_verbs_and_loads_no_torch():
     assert "verify" in found.stdout
     assert "objectives" in found.stdout
     assert found.stdout.endswith("False\n")
+
+
+@pytest.mark.slow
+def test_verify_passes_and_prints_one_object():
+    command = [sys.executable, "-c", "from logratio.cli import main; main()", "verify", "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    record = json.loads(found.stdout)
+    rows = record["rows"]
+    assert record["passed"] is True
+    assert all(row["passed"] for row in rows)
+    parts = {"slopes", "coefficients", "fixed points", "identities", "kl", "bandit"}
+    assert {row["part"] for row in rows} == parts
+    assert {row["subject"] for row in rows if row["part"] == "slopes"} == set(names())
+    assert all(row["counted"]["draws"] for row in rows if row["part"] == "slopes")

@@ -55,6 +55,11 @@ def test_a_reward_that_is_missing_without_a_reason_is_refused():
     assert keep.reward(graded(0.25)) == 0.25
 
 
+def test_a_choice_must_say_something_of_every_rollout():
+    with pytest.raises(ValueError, match="zip"):
+        keep.by_group([graded(), graded()], lambda _group: [True])
+
+
 # everything, above
 
 
@@ -139,6 +144,8 @@ def test_a_task_that_does_not_say_what_is_right_has_no_mixed_groups():
     says = "^`keep` is `mixed_groups`, but the verdict on `sums/7` has no `correct`: the task must"
     with pytest.raises(Refused, match=says):
         keep.mixed_groups([graded(1.0, correct=True), graded(1.0, correct=None)])
+    with pytest.raises(Refused, match=says):
+        keep.mixed_groups([graded(1.0, correct=None)])
 
 
 def test_varied_groups_have_two_rewards():

@@ -73,10 +73,10 @@ def test_a_recording_ends_with_an_error_inside():
 
 
 def test_masked_sum_and_mean_count_chosen_tokens_only():
-    values = torch.tensor([[1.0, 2.0, 4.0], [1.0, 3.0, torch.nan]])
-    mask = marks("x.x", "xx.")
-    same(masked_sum(values, mask), [5.0, 4.0])
-    same(masked_mean(values, mask), [2.5, 2.0])
+    values = torch.tensor([[1.0, 2.0, 4.0], [1.0, 3.0, torch.nan], [9.0, 7.0, 9.0]])
+    mask = marks("x.x", "xx.", ".x.")
+    same(masked_sum(values, mask), [5.0, 4.0, 7.0])
+    same(masked_mean(values, mask), [2.5, 2.0, 7.0])
 
 
 def test_a_row_without_tokens_has_sum_and_mean_0():
@@ -201,6 +201,8 @@ def test_log_mean_exp_is_the_soft_mean_with_its_effective_sample_size():
     value, size = group_log_mean_exp(values, torch.tensor([0, 0, 0, 0]))
     same(value.exp(), [1.5] * 4)  # the mean of 0, 3, 0, 3
     same(size, [2.0] * 4)  # two of the four carry it
+    _, size = group_log_mean_exp(torch.tensor([1.0, 0.5]).log(), torch.tensor([0, 0]))
+    same(size, [1.8, 1.8])  # 1.5^2 / (1 + 1/4)
 
 
 def test_log_mean_exp_overflows_nowhere():

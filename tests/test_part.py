@@ -70,11 +70,19 @@ def test_the_shape_of_a_stream_is_known_or_given(name, shape):
     assert needs(columns={"mine": "state", "ref": "row"}).shape(name) == shape
 
 
-def test_every_known_stream_has_one_of_three_shapes():
-    assert set(SHAPES.values()) == {"row", "token", "state"}
-    assert {name for name, shape in SHAPES.items() if shape == "state"} == {
-        "value", "next_value", "importance"
-    }  # fmt: skip
+KNOWN = {
+    "row": "pair reward split mean variance shift truncated drawn margin q0 q0_samples",
+    "token": "advantage weight old old_kl behaviour entropy ref ref_logit step_end step_reward "
+    "token_reward returns",
+    "state": "value next_value importance",
+}
+
+
+@pytest.mark.parametrize("shape", ["row", "token", "state"])
+def test_every_stream_known_by_name_has_its_shape(shape):
+    found = {name for name, known in SHAPES.items() if known == shape}
+    assert found == set(KNOWN[shape].split())
+    assert needs(*sorted(found)).streams == found
 
 
 def test_together_two_parts_need_everything_that_either_does():
@@ -167,3 +175,6 @@ def test_parts_and_needs_are_values():
             setattr(value, name, None)
         assert not hasattr(value, "__dict__")
     assert Part(scaled).using(times=3) == Part(scaled, settings={"times": 3})
+    for record in (Needs, Statistic):
+        with pytest.raises(TypeError):
+            record(max)

@@ -170,5 +170,7 @@ def test_unknown_names_the_nearest_and_all_that_there_are():
     assert unknown("preset", "x", [], owner="sft") == "`sft` has no preset `x`: it has none"
 
 
-def test_what_is_refused_is_a_wrong_value():
+def test_what_is_refused_is_a_wrong_value_and_an_interval_is_a_value():
     assert issubclass(Refused, ValueError)
+    assert Interval("(0, 1)") == Interval("(0, 1)")
+    assert not hasattr(Interval("(0, 1)"), "__dict__")

@@ -19,7 +19,13 @@ from mutmut.stats import record_trampoline_hit
 torch.set_num_threads(1)
 torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # its first call imports for a second
 hypothesis.settings.register_profile(
-    "mutants", hypothesis.settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+    "mutants",  # as in tests/conftest.py, with fewer examples that are not made smaller
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=4,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 
 ASKED = re.compile(

@@ -253,8 +253,8 @@ def page(rows: Sequence[Row], alive: Sequence[Mutant], ran: Mapping[str, Any]) -
     minutes = ran["seconds"] / 60
     return (
         f"# Mutants\n\nWritten by `make mutants` at commit {ran['commit']}, in {minutes:.0f} "
-        f"minutes on {os.cpu_count()} cores.\n\n{told}\n\n{table(rows)}\n\nThe share killed leaves out "
-        "what docs/log.md declares equivalent; a time-out counts as not killed.\n\n"
+        f"minutes on {os.cpu_count()} cores.\n\n{told}\n\n{table(rows)}\n\nThe share killed leaves "
+        "out what docs/log.md declares equivalent; a time-out counts as not killed.\n\n"
         f"## Not killed\n\n{lines or 'None.'}\n"
     )
 

@@ -240,6 +240,12 @@ def check_group_size(owner: Int[Tensor, " B"], *, least: int = 2) -> None:
         )
 
 
+def refuse_outside(reward: Float[Tensor, " B"], inside: Bool[Tensor, " B"], *, said: str) -> None:
+    """Refuses rewards that a loss can not read: the first that is not inside, and what is."""
+    if not inside.all():
+        raise Refused(f"`reward` holds {reward[~inside][0].item():g}, {said}")
+
+
 def kl_needs(kl: float, estimator: Estimator) -> Needs:
     """Returns the streams that a KL in the reward reads."""
     if not kl:

@@ -223,7 +223,7 @@ def soft_cross_entropy(
 
     The slope is (p - p*) / (1 - p). Past x = -edge the loss goes on as a straight line.
     """
-    success, inside = target.exp(), x.clamp(max=-edge)
+    success, inside = target.exp(), x.clamp(-1e30, -edge)  # -inf times 0 is no number
     value = -(success * inside + (1 - success) * log1mexp(inside))
     slope = (inside.exp() - success) / -torch.expm1(inside)
     return value + slope * torch.where(x > -edge, x + edge, 0.0), slope

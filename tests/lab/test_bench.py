@@ -55,7 +55,7 @@ def test_the_loss_is_the_expectation_over_the_policy():
 
 def test_pairs_come_both_ways_round_as_often_as_they_are_preferred():
     world = random_world()
-    chance = torch.rand(3, 64, 64, dtype=torch.float64)
+    chance = torch.arange(3 * 64 * 64, dtype=torch.float64).view(3, 64, 64)
     data = all_pairs(world, chance)
     chosen, other = slice(0, None, 2), slice(1, None, 2)
     first, second = data.sequence[chosen], data.sequence[other]
@@ -83,23 +83,11 @@ def test_a_start_at_the_wrong_value_off_policy_ends_elsewhere():
     assert on.experiment.objective.loss.settings["q0"] == 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CLAIMS)
-def test_an_optimiser_ends_at_the_closed_form(name):
-    assert CLAIMS[name].row().passed
-
-
 @pytest.mark.parametrize("name", BANDITS)
 def test_the_numbers_of_the_bandit_leave_no_gradient(name):
     claim = BANDITS[name]
     slope = claim.experiment.gradient(claim.optimum)["logits"]
     assert slope.abs().max() < 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BANDITS)
-def test_an_optimiser_ends_at_the_numbers_of_the_bandit(name):
-    assert BANDITS[name].row().passed
 
 
 def test_every_estimator_adds_up_and_points_where_the_report_says():

@@ -268,6 +268,14 @@ def test_an_a_that_is_not_zero_comes_with_a_warning(settings):
     assert [str(one.message) for one in seen] == [WARNING]
 
 
+def test_the_warning_points_at_whoever_called_using(monkeypatch):
+    """Two frames lie between; test_find.py sees the line itself."""
+    seen = []
+    monkeypatch.setattr(warnings, "warn", lambda *_, **options: seen.append(options))
+    qpo.using(A=1.0)
+    assert seen == [{"stacklevel": 3}]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -133,6 +133,8 @@ UNEVEN = ([0.8, 0.2], [0.3, 0.7])  # odds 8/3 and 2/7, success 8/11 and 2/9
         ({"target": "q_learning", "top_k": 2}, UNEVEN, 8 / 11),
         ({"target": "q_learning", "top_p": 0.6}, UNEVEN, 2 / 9),
         ({"target": "q_learning", "top_p": 0.8}, UNEVEN, 8 / 11),
+        # three quarters are held by the one of three to one: odds .2 / .75
+        ({"target": "q_learning", "top_p": 0.75}, ([0.8, 0.2], [1.0, 3.0]), 4 / 19),
         # A = 1: odds times the reference, which is the policy itself
         ({"target": "bootstrap", "A": 1.0}, UNEVEN, 0.8 * 4 / 9 + 0.2 / 6),
         (

@@ -1,5 +1,6 @@
 """SPO: 2 beta (Q - r), or (p - p*) / (1 - p), on every token of a response."""
 
+import warnings
 from math import log
 
 import pytest
@@ -198,6 +199,14 @@ def test_the_documents_q0_comes_with_a_warning(settings):
     assert [str(one.message) for one in seen] == [WARNING]
     assert needed(objective) == needs_of("ref", "reward", couples="group")
     check_runs(objective)
+
+
+def test_the_warning_points_at_whoever_called_using(monkeypatch):
+    """Two frames lie between; test_find.py sees the line itself."""
+    seen = []
+    monkeypatch.setattr(warnings, "warn", lambda *_, **options: seen.append(options))
+    spo.using(q0="policy")
+    assert seen == [{"stacklevel": 3}]
 
 
 @pytest.mark.parametrize(

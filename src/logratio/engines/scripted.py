@@ -11,7 +11,7 @@ Script = Callable[[Request], Sequence[int]]
 
 
 class Scripted:
-    """Answers each request with the ids that the script gives for it; every token had log-prob 0."""
+    """Answers each request with the ids that its script gives; every token had log-prob 0."""
 
     promises = frozenset(["seed per position"])
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from logratio.batch import Batch, Policy, Weights
+from logratio.batch import Batch, Policy, Terms, Weights
 from logratio.lab import dense
 from logratio.lab.rows import Row
 from logratio.lab.tree import Law, Table, World, paths, tokens
@@ -44,13 +44,19 @@ class Experiment:
     columns: Mapping[str, Law] = field(default_factory=dict[str, Tensor])  # a number per sequence
     old: Table | None = None  # logits of the policy that sampled; None: the policy itself
 
-    def loss(self, parameters: Parameters) -> Float[Tensor, ""]:
-        """Returns the expected loss, summed over the problems."""
+    def loss(self, parameters: Parameters, batch: Batch | None = None) -> Float[Tensor, ""]:
+        """Returns the expected loss, summed over the problems; a batch that stays may be given."""
         policy = self.policy(parameters)
-        batch = self.batch(parameters)
-        terms = self.objective(policy, batch)
+        batch = self.batch(parameters) if batch is None else batch
+        terms = Terms(terms=self.objective(policy, batch).terms)
         share = self.share(parameters)
         return total_loss(terms, expected(self.objective.weights(terms, batch), share), batch)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the batch changes with the parameters: its log-probs or values are theirs."""
+        declared = self.objective.declared()
+        return "value" in declared.heads or (self.old is None and "old" in declared.streams)
 
     def share(self, parameters: Parameters) -> Float[Tensor, " B"]:
         """Returns how often each row is drawn."""
@@ -102,10 +108,10 @@ class Experiment:
         """Returns the tokens of each row."""
         return tokens(self.world.tree)[self.data.sequence]
 
-    def gradient(self, parameters: Parameters) -> dict[str, Tensor]:
+    def gradient(self, parameters: Parameters, batch: Batch | None = None) -> dict[str, Tensor]:
         """Returns the gradient of the expected loss in every parameter."""
         leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        loss, reached = self.loss(leaves), list(leaves.values())
+        loss, reached = self.loss(leaves, batch), list(leaves.values())
         found = torch.autograd.grad(loss, reached, allow_unused=True, materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
 
@@ -151,12 +157,13 @@ def optimised(claim: Claim) -> dict[str, Tensor]:
 
     Written out, because the first use of torch's own loads its compiler, which takes seconds.
     """
-    values = start(claim)
+    values, experiment = start(claim), claim.experiment
+    batch = None if experiment.moves else experiment.batch(values)
     mean = {name: torch.zeros_like(value) for name, value in values.items()}
     square = {name: torch.zeros_like(value) for name, value in values.items()}
     for step in range(claim.steps):
         rate = claim.rate * (1 - step / claim.steps)
-        for name, slope in claim.experiment.gradient(values).items():
+        for name, slope in experiment.gradient(values, batch).items():
             mean[name] = 0.9 * mean[name] + 0.1 * slope
             square[name] = 0.999 * square[name] + 0.001 * slope.square()
             first, second = (1 - decay ** (step + 1) for decay in (0.9, 0.999))

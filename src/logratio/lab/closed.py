@@ -200,9 +200,13 @@ def soft_slope(kind: str, q: float, reward: float, *, beta: float, edge: float) 
     return (p - wanted) / (1 - p) / beta
 
 
-def pair_slope(f: float, a: float, b: float) -> float:
-    """Returns the slope in f of the normal log-likelihood, turned, of two standardised rewards."""
-    return (f**3 - a * b * f**2 + (a**2 + b**2 - 1) * f - a * b) / (1 - f**2) ** 2
+def pair_slope(f: float, squares: float, product: float) -> float:
+    """Returns the slope in f of the negative normal log-likelihood of standardised rewards a, b.
+
+    It sees them only as a^2 + b^2 and a b.
+    """
+    cubic = f**3 - product * f**2 + (squares - 1) * f - product
+    return cubic / (1 - f**2) ** 2
 
 
 def outcome_slope(f: float, mean: float, first: bool, second: bool) -> float:

@@ -4,7 +4,6 @@ An objective's own `coefficient` may share a line with its loss, and be wrong wi
 nothing but the batch.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from logratio.batch import Policy
 from logratio.lab.draw import Draw, draw
+from logratio.lab.options import changed
 from logratio.lab.rows import Row
 from logratio.lab.slopes import by_autograd, size
 from logratio.objectives import find
@@ -89,9 +89,7 @@ class Coefficient:
 
     def apart(self, seed: int) -> float:
         """Returns the largest difference on one draw; infinity where all slopes are 0."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of choices that are made on purpose
-            one = draw(find(self.name).using(**self.settings), seed)
+        one = draw(changed(find(self.name), self.settings), seed)
         leaves = {name: leaf.requires_grad_() for name, leaf in one.leaves.items()}
         policy = one.policy(leaves)
         term = one.objective(policy, one.batch).terms[self.term]

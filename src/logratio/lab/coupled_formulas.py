@@ -122,7 +122,7 @@ def soft(kind: str, q0: float | str) -> Callable[[Seen, int], float]:
 
 def start(seen: Seen, row: int, q0: float | str) -> float:
     """Returns the soft value of a row's prompt, as each name of it is defined."""
-    group = [other for other in seen.rows if seen.group[other] == seen.group[row]]
+    group = group_of(seen, row)
     ratios, rewards = [seen.summed(r) for r in group], [seen.reward[r] for r in group]
     if isinstance(q0, float):
         return q0
@@ -144,17 +144,23 @@ def residual(seen: Seen, row: int) -> float:
 
 def correlations() -> Iterator[Coefficient]:
     """Yields the importance network's losses, in the number its head gives where a pair splits."""
-    for kind in ("normal", "product", "bernoulli"):
+    for kind, corrected in (
+        ("normal", False),
+        ("normal", True),
+        ("product", False),
+        ("product", True),
+        ("bernoulli", False),
+    ):
         yield Coefficient(
             name="importance",
             term="pair",
             stream="importance",
-            settings={"kind": kind, "bound": BOUND, "credit.corrected": False},
-            formula=correlated(kind),
+            settings={"kind": kind, "bound": BOUND, "credit.corrected": corrected},
+            formula=correlated(kind, corrected=corrected),
         )
 
 
-def correlated(kind: str) -> Formula:
+def correlated(kind: str, *, corrected: bool) -> Formula:
     """Returns the slope through the bounded sigmoid, where the first row of a pair splits."""
 
     def formula(seen: Seen) -> dict[tuple[int, int], float]:
@@ -162,20 +168,37 @@ def correlated(kind: str) -> Formula:
         for first, second in seen.pairs():
             place = seen.tokens(first)[0] + int(seen.split[first])
             part = closed.sigmoid(seen.importance_head[first][place])
-            slope = pair_slope(seen, kind, (first, second), BOUND * part)
+            moments = standardised(seen, first, second, corrected=corrected)
+            f = BOUND * part
+            if kind == "bernoulli":
+                mean = fmean(seen.reward[row] for row in group_of(seen, first))
+                right = (seen.reward[row] == 1 for row in (first, second))
+                slope = closed.outcome_slope(f, mean, *right)
+            else:
+                slope = closed.pair_slope(f, *moments) if kind == "normal" else 2 * (f - moments[1])
             found[first, place] = slope * BOUND * part * (1 - part)
         return found
 
     return formula
 
 
-def pair_slope(seen: Seen, kind: str, pair: tuple[int, int], f: float) -> float:
-    """Returns the slope in f of a pair's loss, its rewards standardised by their group's."""
-    group = [row for row in seen.rows if seen.group[row] == seen.group[pair[0]]]
-    mean = sum(seen.reward[row] for row in group) / len(group)
-    variance = sum((seen.reward[row] - mean) ** 2 for row in group) / len(group)
-    if kind == "bernoulli":
-        first, second = (seen.reward[row] == 1 for row in pair)
-        return closed.outcome_slope(f, mean, first, second)
-    a, b = ((seen.reward[row] - mean) / variance**0.5 for row in pair)
-    return closed.pair_slope(f, a, b) if kind == "normal" else 2 * (f - a * b)
+def group_of(seen: Seen, row: int) -> list[int]:
+    """Returns the rows that answer the same prompt as a row."""
+    return [other for other in seen.rows if seen.group[other] == seen.group[row]]
+
+
+def standardised(seen: Seen, first: int, second: int, *, corrected: bool) -> tuple[float, float]:
+    """Returns a^2 + b^2 and a b of a pair's rewards, standardised by their group's.
+
+    The group holds the pair: with G rewards in pairs of correlation c its variance is too small by
+    s = v (1 + c) / G, and so is each product; s is estimated by (v' + mean product') / (G - 2).
+    """
+    group = group_of(seen, first)
+    mean = fmean(seen.reward[row] for row in group)
+    away = {row: seen.reward[row] - mean for row in group}
+    variance = fmean(square**2 for square in away.values())
+    products = [away[one] * away[other] for one, other in seen.pairs() if one in away]
+    short = max(variance + fmean(products), 0) / (len(group) - 2) if corrected else 0.0
+    variance += short
+    squares = (away[first] ** 2 + away[second] ** 2 + 2 * short) / variance
+    return squares, (away[first] * away[second] + short) / variance

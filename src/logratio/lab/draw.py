@@ -48,8 +48,9 @@ class Draw:
         return self.loss_of(self.objective(self.policy(leaves), self.batch))
 
     def loss_of(self, terms: Terms) -> Float[Tensor, ""]:
-        """Returns the one number that these terms come to."""
-        return total_loss(terms, self.objective.weights(terms, self.batch), self.batch)
+        """Returns the one number that these terms come to; nothing is watched."""
+        unwatched = Terms(terms=terms.terms)
+        return total_loss(unwatched, self.objective.weights(unwatched, self.batch), self.batch)
 
 
 def draw(objective: Objective, seed: int) -> Draw:

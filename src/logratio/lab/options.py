@@ -5,7 +5,7 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from logratio.average import AVERAGES
 from logratio.batch import Unit
@@ -13,7 +13,7 @@ from logratio.credit import CREDITS
 from logratio.lab.draw import draw
 from logratio.objective import TABLES, Objective
 from logratio.part import Part
-from logratio.settings import Refused, defaults
+from logratio.settings import Refused, allowed, defaults
 from logratio.weight import WEIGHTS
 
 Settings = Mapping[str, object]
@@ -29,9 +29,7 @@ class Options:
 
     def variants(self) -> dict[str, Objective]:
         """Returns the objective under each option, by the settings that make it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of choices that are made on purpose
-            return {typed(change): self.objective.using(**change) for change in self.changes}
+        return {typed(change): changed(self.objective, change) for change in self.changes}
 
 
 MOVED: dict[str, list[object]] = {  # numbers, away from their defaults
@@ -78,6 +76,9 @@ MOVED: dict[str, list[object]] = {  # numbers, away from their defaults
     "random.seed": [3],
     "fixed_length.length": [7],
 }
+
+NEAR = (0.37, 2.3, 3, -0.37)  # where a number that is not named above goes, if it may
+
 
 BESIDE: dict[str, Settings] = {  # what else must be set for a setting, or for one value, to act
     "dpo.kind=robust": {"smoothing": 0.1},
@@ -137,7 +138,15 @@ COMBINED: dict[str, list[Settings]] = {  # settings that meet in one line of a l
 
 
 def options(objective: Objective) -> Iterator[Options]:
-    """Yields the options of one objective; of one that borrows its loss only what it adds."""
+    """Yields the options of one objective, setting by setting, without those that it refuses."""
+    for setting, changes in asked(objective).items():
+        found = [change for change in changes if accepted(objective, change)]
+        if found:
+            yield Options(objective=objective, setting=setting, changes=found)
+
+
+def asked(objective: Objective) -> dict[str, list[Settings]]:
+    """Returns the options of one objective; of one that borrows its loss only what it adds."""
     presets = [{"preset": name} for name in objective.presets]
     chosen: dict[str, list[Settings]] = {
         "default": [{}],
@@ -150,9 +159,23 @@ def options(objective: Objective) -> Iterator[Options]:
         chosen["combined"] = list(COMBINED.get(objective.name, []))
         for slot, parts in admitted(objective).items():
             chosen[slot] = [change for part in parts for change in changes_of(slot, part)]
-    for setting, changes in chosen.items():
-        if changes:
-            yield Options(objective=objective, setting=setting, changes=changes)
+    return chosen
+
+
+def accepted(objective: Objective, change: Settings) -> bool:
+    """Says whether an objective takes a change; one may need another beside it that is not here."""
+    try:
+        changed(objective, change)
+    except Refused:
+        return False
+    return True
+
+
+def changed(objective: Objective, change: Settings) -> Objective:
+    """Returns the objective under a change that is made on purpose, so without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return objective.using(**change)
 
 
 def typed(change: Settings) -> str:
@@ -177,14 +200,14 @@ def beside(owner: str, change: Settings) -> Settings:
 
 def alternatives(owner: str, function: Any) -> dict[str, list[object]]:
     """Returns, for each setting, every value of a choice but the default, and numbers moved."""
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     found: dict[str, list[object]] = {}
     for name, default in defaults(function).items():
         values = [value for value in choices(hints[name]) if value != default]
         values += MOVED.get(f"{owner}.{name}", [])
-        if values:
-            found[name] = values
-    return found
+        near: list[object] = [value for value in NEAR if allowed(value, hints[name])]
+        found[name] = values or near[:1]
+    return {name: values for name, values in found.items() if values}
 
 
 def choices(hint: Any) -> list[object]:
@@ -192,6 +215,8 @@ def choices(hint: Any) -> list[object]:
     origin = typing.get_origin(hint)
     if origin is Literal:
         return list(typing.get_args(hint))
+    if origin is Annotated:
+        return choices(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
         return [value for one in typing.get_args(hint) for value in choices(one)]
     listed: dict[object, list[object]] = {bool: [True, False], type(None): [None]}

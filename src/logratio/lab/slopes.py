@@ -1,6 +1,6 @@
 """Gradients three ways: by autograd, by the closed-form coefficient, by finite differences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite, isnan
@@ -105,7 +105,7 @@ def after(found: Errors, one: Draw, seed: int) -> Errors:
     with recorded() as stopped:
         policy = one.policy({name: leaf.requires_grad_() for name, leaf in one.leaves.items()})
         loss = one.loss_of(one.objective(policy, one.batch))
-    if not all(smooth(one, way, stopped) for way in ways):
+    if not smooth(one, ways, stopped):
         return replace(found, skipped=found.skipped + 1)
     streams = {**present(policy), **one.leaves}
     gradient = by_autograd(loss, streams)
@@ -154,16 +154,18 @@ def by_difference(one: Draw, way: Leaves, stopped: list[Tensor]) -> Tensor:
     return (ahead - behind) / (2 * STEP)
 
 
-def smooth(one: Draw, way: Leaves, stopped: list[Tensor]) -> bool:
-    """Says whether the loss decides alike at both ends of a short line through the draw.
+def smooth(one: Draw, ways: Sequence[Leaves], stopped: list[Tensor]) -> bool:
+    """Says whether the loss decides alike all along short lines through the draw.
 
     Every comparison, clamp, minimum and maximum of the loss is looked at, CORNER to either side.
     """
-    ends = [
-        decisions(lambda step=side * CORNER: moved_loss(one, way, step, stopped))
-        for side in (-1, 0, 1)
-    ]
-    return same(ends[0], ends[1]) and same(ends[1], ends[2])
+    here = decisions(lambda: moved_loss(one, ways[0], 0.0, stopped))
+    ends = (
+        decisions(lambda way=way, step=step: moved_loss(one, way, step, stopped))
+        for way in ways
+        for step in (-CORNER, CORNER)
+    )
+    return all(same(here, end) for end in ends)
 
 
 def moved_loss(one: Draw, way: Leaves, step: float, stopped: list[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 
 from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms
+from logratio.credit import refuse_outside
 from logratio.numerics import last_token, masked_sum, nucleus, trace_return
 from logratio.objective import Objective, Slopes, only
 from logratio.part import Needs, Part, Statistic, needs
@@ -84,10 +85,9 @@ def labels(batch: Batch, options: Options) -> Float[Tensor, " B"]:
         return (reward > threshold).to(reward.dtype)
     low, high = options["reward_low"], options["reward_high"]
     label = (reward - low) / (high - low)
-    outside = ~((label >= 0) & (label <= 1))
-    if outside.any():
-        raise Refused(f"`reward` holds {reward[outside][0].item():g}, outside [{low:g}, {high:g}]: "
-                      "set `label_threshold`, or `reward_low` and `reward_high`")  # fmt: skip
+    advice = "set `label_threshold`, or `reward_low` and `reward_high`"
+    said = f"outside [{low:g}, {high:g}]: {advice}"
+    refuse_outside(reward, (label >= 0) & (label <= 1), said=said)
     return label
 
 

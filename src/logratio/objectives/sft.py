@@ -23,7 +23,7 @@ def loss(policy: Policy, batch: Batch, *, train_on: Trained = "completion") -> T
     return Terms(terms={"nll": Term(loss=-policy.logp)}, watch={"logp": policy.logp})
 
 
-def coefficient(policy: Policy, batch: Batch, *, train_on: Trained = "completion") -> Slopes:
+def coefficient(policy: Policy, batch: Batch, *, train_on: Trained) -> Slopes:
     """Returns the slope -1 on every token."""
     del batch, train_on
     return {"nll": {"logp": -torch.ones_like(policy.logp)}}

@@ -9,16 +9,19 @@ from torch import Tensor
 
 from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms
-from logratio.credit import check_group_size
+from logratio.credit import check_group_size, refuse_outside
 from logratio.numerics import group_log_mean_exp, group_mean, masked_sum, soft_cross_entropy, stop
 from logratio.objective import Objective, Slopes, only
 from logratio.part import Needs, Part, needs
-from logratio.settings import Positive, Refused
+from logratio.settings import Positive
 
 Kind = Literal["squared", "cross_entropy", "pair"]
 Start = float | Literal["reference", "vargrad", "learned", "mean", "policy_weighted", "policy"]
 Anchor = Literal["ref", "old"]
 Rewards = Literal["outcome", "tokens"]
+LOGP = (
+    "but `kind` 'cross_entropy' reads it as a log-probability: at most 0, so subtract the largest"
+)
 GROUPED = ("vargrad", "mean", "policy_weighted", "policy")
 
 
@@ -45,15 +48,16 @@ def loss(
         policy, batch, beta=beta, q0=q0, anchor=anchor, rewards=rewards
     )
     end = start + beta * ratio
+    if kind == "cross_entropy":
+        refuse_outside(reward, reward <= 0, said=LOGP)
+    if kind != "cross_entropy" or q0 in ("mean", "vargrad"):
+        refuse_outside(reward, reward.isfinite(), said="but it is averaged: it must be finite")
     if kind == "pair":
         first, second = batch.sides()
         gap = (end - reward)[first] - (end - reward)[second]
         term = Term(loss=gap.square(), unit="pair")
     elif kind == "squared":
         term = Term(loss=(end - reward).square(), unit="sequence")
-    elif (reward > 0).any():
-        raise Refused(f"`reward` holds {reward.max().item():g}, but `kind` 'cross_entropy' reads "
-                      "it as a log-probability: at most 0, so subtract the largest")  # fmt: skip
     else:
         value, _ = soft_cross_entropy(end / beta, reward / beta, edge=edge)
         term = Term(loss=value, unit="sequence")
@@ -66,8 +70,7 @@ def coefficient(
 ) -> Slopes:
     """Returns 2 beta (Q - r), or (p - p*) / (1 - p), on every token of the response."""
     ratio, reward, start, _ = pieces(policy, batch, beta=beta, q0=q0, **source)
-    end = start + beta * ratio
-    error = end - reward
+    error = (end := start + beta * ratio) - reward
     if kind == "pair":
         first, second = batch.sides()
         row = torch.zeros_like(error)
@@ -126,9 +129,9 @@ def reads(*, kind: Kind, q0: Start, anchor: Anchor, rewards: Rewards, **_: objec
 
 def check(objective: Objective) -> None:
     """Refuses an edge that no loss has; warns where Q0 comes from the policy that moves."""
-    settings = objective.loss.resolved()
-    only(objective, "edge", when=settings["kind"] == "cross_entropy", reads="`cross_entropy`")
-    if settings["q0"] == "policy":
+    given = objective.loss.resolved()
+    only(objective, "edge", when=given["kind"] == "cross_entropy", reads="`cross_entropy`")
+    if given["q0"] == "policy":
         warnings.warn("`q0` is 'policy', the document's own: off policy it is not the soft value "
                       "of the reference, and moves the optimum", stacklevel=3)  # fmt: skip
 
