@@ -89,14 +89,12 @@ def coefficient(
 def pieces(
     policy: Policy, batch: Batch, *, beta: float, q0: Start, anchor: Anchor, rewards: Rewards
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Returns each response's summed log-ratio (never a mean), reward, Q0, and Q0's samples.
+    """Returns each response's summed log-ratio (never a mean), reward, Q0 and its effective samples.
 
-        reference, policy   beta log mean exp(r / beta), over samples of the reference, or of this
-                            group: right only where those were drawn from the anchor
-        policy_weighted     beta log mean exp(r / beta - log-ratio)
-        vargrad, mean       mean of r - beta log-ratio; mean of r
-
-    Samples are effective ones: how many carry the estimate.
+    reference, policy   beta log mean exp(r / beta), over samples of the reference, or of this
+                        group: right only where those were drawn from the anchor
+    policy_weighted     beta log mean exp(r / beta - log-ratio)
+    vargrad, mean       mean of r - beta log-ratio; mean of r
     """
     ratio = masked_sum(policy.logp - batch.stream(anchor), batch.mask)
     received = batch.stream("reward" if rewards == "outcome" else "token_reward")
