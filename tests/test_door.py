@@ -163,7 +163,7 @@ def test_a_stream_that_is_missing_when_the_loss_is_taken():
     [
         ("ppo", {}, "heads", "value"),
         ("reward_model", {}, "heads", "score"),
-        ("qpo", {}, "scalars", "c"),
+        ("qpo", {"c": "learned"}, "scalars", "c"),
         ("qpo", {"target": "bootstrap"}, "statistics", "next_value"),
     ],
 )

@@ -58,7 +58,8 @@ def group(
         A_i = (r_i - mean r) / deviation r;   leave_one_out: A_i = r_i - mean of the others
 
     A group whose rewards are equal teaches nothing and gets exactly 0. `kl` takes that much of the
-    sampled KL to the reference off the reward; `signed` reads 0 / 1 as -1 / +1.
+    sampled KL to the reference off the reward (only k1 then follows the KL's gradient); `signed`
+    reads 0 / 1 as -1 / +1.
     """
     reward = batch.stream("reward")
     check_group_size(batch.group)

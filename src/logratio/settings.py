@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import isnan
 from typing import Annotated, Any, Literal
 
@@ -41,8 +42,14 @@ AtLeastOne = Annotated[int, Interval("[1, inf)")]
 
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """Returns the settings of a function, that is its keyword-only arguments, with defaults."""
+    return dict(signature_of(function))
+
+
+@cache
+def signature_of(function: Callable[..., Any]) -> tuple[tuple[str, Any], ...]:
+    """Returns each keyword-only argument with its default: read once, for a loss asks each call."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return tuple((p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def check_settings(function: Callable[..., Any], settings: Mapping[str, object]) -> None:

@@ -206,7 +206,7 @@ def test_a_reward_that_says_nothing_leaves_the_reference_alone_only_at_a_zero(a,
 
 def test_at_the_reference_c_is_settled_at_the_base_rate():
     """Rewards 1, 0, 0, 0: at c = logit(1/4) the mean error is 0."""
-    objective = qpo.using(offset="none")
+    objective = qpo.using(offset="none", c="learned")
     policy = policy_of([[-1.0]] * 4, scalars={"c": math.log(1 / 3)})
     batch = batch_of([[1]] * 4, ref=[[-1.0]] * 4, reward=[1.0, 0.0, 0.0, 0.0])
     assert_close(gradients(objective, policy, batch)["c"], numbers(0.0))
@@ -215,7 +215,7 @@ def test_at_the_reference_c_is_settled_at_the_base_rate():
 def test_what_qpo_is_made_of():
     assert qpo.name == "qpo"
     assert qpo.loss.resolved() == {
-        "target": "monte_carlo", "reading": "logprob", "gain": 1.0, "A": 0.0, "c": "learned",
+        "target": "monte_carlo", "reading": "logprob", "gain": 1.0, "A": 0.0, "c": 0.0,
         "offset": "log_sum_exp", "centred": True, "trace": 0.9, "lagged": False, "top_p": 1.0,
         "top_k": None, "truncated": "reward", "label_threshold": None, "reward_low": 0.0,
         "reward_high": 1.0,
@@ -235,17 +235,18 @@ LOGIT = {"policy": {"logit"}}
 @pytest.mark.parametrize(
     ("settings", "streams", "others"),
     [
-        ({}, ["ref_logit"], {"scalars": C, **LOGIT}),
-        ({"c": 0.0}, ["ref_logit"], LOGIT),
-        ({"A": 1.0}, ["ref", "ref_logit"], {"scalars": C, **LOGIT}),
-        ({"A": "learned"}, ["ref", "ref_logit"], {"scalars": AC, **LOGIT}),
+        ({}, ["ref_logit"], LOGIT),
+        ({"c": "learned"}, ["ref_logit"], {"scalars": C, **LOGIT}),
+        ({"A": 1.0}, ["ref", "ref_logit"], LOGIT),
+        ({"A": "learned"}, ["ref", "ref_logit"], {"scalars": {"A": 0.0}, **LOGIT}),
+        ({"A": "learned", "c": "learned"}, ["ref", "ref_logit"], {"scalars": AC, **LOGIT}),
         ({"preset": "as_written"}, ["ref_logit"], LOGIT),
         ({"preset": "log_probs"}, ["ref"], {}),
         ({"A": 0.5, **PLAIN}, ["ref"], {}),
         (HEAD, ["ref"], {"heads": {"offset"}}),
         ({"reading": "logit", **HEAD}, ["ref_logit"], {"heads": {"offset"}, **LOGIT}),
         ({"A": 1.0, **RAW}, ["ref", "ref_logit"], LOGIT),
-        ({"label_threshold": 0.5, "gain": 3.0}, ["ref_logit"], {"scalars": C, **LOGIT}),
+        ({"label_threshold": 0.5, "gain": 3.0}, ["ref_logit"], LOGIT),
     ],
 )
 def test_each_setting_runs_on_what_it_asks_for(settings, streams, others):

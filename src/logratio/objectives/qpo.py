@@ -113,7 +113,7 @@ def loss(
     reading: Literal["logprob", "logit"] = "logprob",
     gain: Positive = 1.0,
     A: Learned = 0.0,
-    c: Learned = "learned",
+    c: Learned = 0.0,
     offset: Literal["none", "log_sum_exp", "head"] = "log_sum_exp",
     centred: bool = True,
     trace: Fraction = 0.9,
