@@ -89,7 +89,7 @@ def coefficient(
 def pieces(
     policy: Policy, batch: Batch, *, beta: float, q0: Start, anchor: Anchor, rewards: Rewards
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Returns each response's summed log-ratio (never a mean), reward, Q0 and its effective samples.
+    """Returns each response's summed log-ratio (never a mean), reward, Q0 and Q0's samples.
 
     reference, policy   beta log mean exp(r / beta), over samples of the reference, or of this
                         group: right only where those were drawn from the anchor
