@@ -71,7 +71,8 @@ def test_without_an_offset_the_classifier_is_biased():
 
 def test_with_the_right_offset_it_predicts_exactly():
     """10.3: the offset is -1.310; 10.2: the posterior would be (.75, .25), QPO is greedier."""
-    for settings in ({"offset": "none", "c": -1.310}, {"c": 0.0}, {"offset": "none"}):
+    learned_c = {"offset": "none", "c": "learned"}
+    for settings in ({"offset": "none", "c": -1.310}, learned_c, {"c": 0.0}):
         policy, success = one_step(find("qpo").using(**settings), [0.3, 0.1], HALF)
         assert printed(policy, 3) == [0.794, 0.206]
         assert printed(success, 3) == [0.3, 0.1]
@@ -87,10 +88,11 @@ def test_the_policy_is_the_reference_times_the_odds_to_the_gain():
 
 def test_a_reward_that_says_nothing_moves_the_policy_only_where_the_reference_counts():
     """10.3, defect 1: at A = 0 the reference stays, at gain 1 and A = 1 the policy is uniform."""
-    kept, _ = one_step(find("qpo").using(offset="none"), [0.4, 0.4], [0.9, 0.1])
+    free = {"offset": "none", "c": "learned"}
+    kept, _ = one_step(find("qpo").using(**free), [0.4, 0.4], [0.9, 0.1])
     assert printed(kept, 6) == [0.9, 0.1]
     with pytest.warns(UserWarning, match="`A` is not 0"):
-        objective = find("qpo").using(offset="none", A=1.0)
+        objective = find("qpo").using(A=1.0, **free)
     uniform, _ = one_step(objective, [0.4, 0.4], [0.9, 0.1])
     assert printed(uniform, 6) == [0.5, 0.5]
 

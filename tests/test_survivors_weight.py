@@ -3,7 +3,7 @@
 import torch
 from samples import batch, ragged, same
 
-from logratio.weight import normalised, variance
+from logratio.weight import WEIGHTS, normalised, variance
 
 
 def test_the_default_bounds_hold_one_decisive_token_of_twelve():
@@ -18,3 +18,7 @@ def test_a_row_that_deserves_nothing_has_weight_1_and_passes_on_a_finite_slope()
     weights = normalised(values, batch(ragged(3)), "row")
     same(weights, [[1.0, 1.0, 1.0]])
     same(torch.autograd.grad(weights.sum(), values)[0], [[0.0, 0.0, 0.0]])
+
+
+def test_the_names_under_which_a_weight_is_chosen():
+    assert set(WEIGHTS) == {"random", "top_entropy", "uniform", "variance"}

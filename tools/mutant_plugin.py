@@ -41,10 +41,14 @@ def mutant() -> str:
     return name if "__mutmut_" in name else ""
 
 
-def pytest_sessionstart() -> None:
-    """Draws few examples; loads everything anew where a mutant changes what a module holds."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Draws few examples; loads everything anew where a mutant changes what a module holds.
+
+    Tests may then have other names, so whole files are asked for.
+    """
     hypothesis.settings.load_profile("mutants")
     if ".x_table_" in mutant():
+        session.config.args = sorted({test.partition("::")[0] for test in session.config.args})
         here = str(Path.cwd())
         for name, module in list(sys.modules.items()):
             if (getattr(module, "__file__", None) or "").startswith(here):
@@ -70,11 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (f"test_{module}" not in item.nodeid, "/laws/" in item.nodeid))
 
 
-def pytest_runtest_teardown() -> None:
-    """Tells mutmut that every test reads every table: they were made before it began to look."""
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Tells mutmut which tests read a table, for tables were made before it began to look."""
     if os.environ.get("MUTANT_UNDER_TEST") == "stats":
         for place in tables():
-            record_trampoline_hit(place)
+            module = place.rpartition(".")[0].rpartition(".")[2]
+            if module in item.nodeid:  # named after it, or a law about it
+                record_trampoline_hit(place)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

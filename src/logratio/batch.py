@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from logratio.part import Needs, Part
@@ -26,7 +26,7 @@ class Batch:
     mask: Bool[Tensor, "B T"]  # True where the policy chose the token
     group: Int[Tensor, " B"]  # rows with equal ids answer the same prompt
     pair: Int[Tensor, " B"] | None = None  # pair k: chosen or first row 2k, other 2k+1
-    reward: Float[Tensor, " B"] | None = None
+    reward: Num[Tensor, " B"] | None = None
     advantage: Float[Tensor, "B T"] | None = None
     weight: Float[Tensor, "B T"] | None = None  # None: every token weighs 1
     old: Float[Tensor, "B T"] | None = None  # log-prob under the full softmax that sampled
@@ -80,13 +80,20 @@ class Batch:
         return replace(self, mask=self.mask[index], columns=columns, **cut)
 
     def clean(self) -> "Batch":
-        """Returns the batch with 0 wherever the mask is False, and no float below 32 bits."""
+        """Returns the batch with 0 wherever the mask is False, and no float below 32 bits.
+
+        What a batch holds is a constant: no gradient gets through it.
+        """
         stream = {
-            name: zeroed(getattr(self, name), self.mask)
+            name: zeroed(getattr(self, name), self.mask).detach()
             for name in ("reward", "advantage", "weight", "old", "ref")
             if getattr(self, name) is not None
         }
-        columns = {name: zeroed(column, self.mask) for name, column in self.columns.items()}
+        columns = {
+            name: zeroed(column, self.mask).detach() for name, column in self.columns.items()
+        }
+        if self.reward is not None and not self.reward.is_floating_point():
+            stream["reward"] = self.reward.to(self.dtype)
         return replace(self, **stream, columns=columns)
 
     def starts(self) -> Bool[Tensor, "B T"]:
@@ -135,7 +142,7 @@ class Policy:
             if getattr(self, name) is not None
         }
         heads = {name: zeroed(stream, mask) for name, stream in self.heads.items()}
-        statistics = {name: zeroed(stream, mask) for name, stream in self.statistics.items()}
+        statistics = {n: zeroed(stream, mask).detach() for n, stream in self.statistics.items()}
         return replace(self, **action, heads=heads, statistics=statistics)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from logratio.batch import Batch
-from logratio.keep import reward
+from logratio.keep import everything, reward
 from logratio.objective import Objective
 from logratio.part import Needs
 from logratio.records import Graded, Rollout
@@ -32,7 +32,8 @@ def collate(graded: Sequence[Graded], objective: Objective) -> Batch:
     rows = [prompt_moved(one.rollout, wanted) for one in kept]
     made = columns(kept, rows, wanted)
     if "drawn" in wanted.streams:
-        made["drawn"] = torch.full((len(kept),), len(graded) / len(kept))
+        judged = sum(everything(graded))  # a failed reward is no rejection
+        made["drawn"] = torch.full((len(kept),), judged / len(kept))
     return Batch(
         mask=mask_of(rows),
         group=torch.tensor([row.group for row in rows]),
@@ -111,6 +112,7 @@ def steps_of(graded: Sequence[Graded], rows: Sequence[Rollout], name: str) -> Te
             token = end - 1
             while token > 0 and not chosen[token]:
                 token -= 1
+            token = token if chosen[token] else chosen.index(True)
             ends[place][token] = 1.0
             rewards[place][token] += earned
     return padded(ends if name == "step_end" else rewards, torch.float32)
@@ -128,6 +130,12 @@ def check_steps(one: Graded, length: int) -> None:
 
 def pairs_of(graded: Sequence[Graded]) -> Tensor:
     """Returns 2k on the first side of pair k and 2k + 1 on the other; -1 without a pair."""
+    groups: dict[int, int] = {}
+    for one in graded:
+        if one.pair is not None and groups.setdefault(one.pair, one.rollout.group) != (
+            one.rollout.group
+        ):
+            raise Refused(f"`pair` {one.pair} has sides in two groups, but both answer one prompt")
     return torch.tensor([-1 if one.pair is None else 2 * one.pair + one.side for one in graded])
 
 

@@ -28,6 +28,7 @@ from logratio.part import Needs, Part, needs
 from logratio.settings import AtLeastOne, AtLeastZero, Fraction, Refused
 
 Columns = Mapping[str, Tensor]
+FINITE = "but a baseline of rewards needs them finite"
 Spread = Literal["population", "sample", "batch", "none"]
 
 
@@ -39,6 +40,7 @@ def none(batch: Batch) -> Columns:
 
 def plain(batch: Batch) -> Columns:
     """Returns the reward itself as the advantage of every token (REINFORCE)."""
+    refuse_outside(batch.stream("reward"), batch.stream("reward").isfinite(), said=FINITE)
     return {"advantage": on_tokens(batch.stream("reward"), batch)}
 
 
@@ -63,6 +65,7 @@ def group(
     """
     reward = batch.stream("reward")
     check_group_size(batch.group)
+    refuse_outside(reward, reward.isfinite(), said=FINITE)
     reward = 2 * reward - 1 if signed else reward
     reward = reward + overlong_penalty(batch, limit=overlong_limit, cache=overlong_cache)
     if kl:
@@ -114,6 +117,7 @@ def gae(
     if rewards == "steps":
         received = batch.stream("step_reward")
     else:
+        refuse_outside(batch.stream("reward"), batch.stream("reward").isfinite(), said=FINITE)
         received = last_token(mask) * batch.stream("reward")[:, None]
     if kl:
         received = received - kl * sampled_kl(batch, estimator)
@@ -137,6 +141,7 @@ def pairs(batch: Batch, *, corrected: bool = True) -> Columns:
     group, (v' + mean product') / (G - 2), and the variance has it added back.
     """
     reward, mean = batch.stream("reward"), group_mean(batch.stream("reward"), batch.group)
+    refuse_outside(reward, reward.isfinite(), said=FINITE)
     variance = group_mean((reward - mean).square(), batch.group)
     first, second = batch.sides()
     shift = torch.zeros_like(variance)

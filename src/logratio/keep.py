@@ -1,11 +1,12 @@
 """Which rollouts train: `(graded, *, settings) -> one truth value each`, in the order given.
 
-A rollout that failed, or whose reward did, never trains, and takes its group (or pair) with it.
+A rollout that failed, or whose reward did, never trains, and takes its group with it.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import isnan
 
 from logratio.part import Part
 from logratio.records import Graded
@@ -100,8 +101,9 @@ def trainable(one: Graded) -> bool:
 
 def reward(one: Graded) -> float:
     """Returns the reward; a verdict with neither a reward nor an error is refused."""
-    if one.verdict.reward is None:
-        raise Refused(f"`reward` of `{one.rollout.problem}` is None, but no `error` says why")
+    if one.verdict.reward is None or isnan(one.verdict.reward):
+        came = one.verdict.reward
+        raise Refused(f"`reward` of `{one.rollout.problem}` is {came}, but no `error` says why")
     return one.verdict.reward
 
 

@@ -230,7 +230,7 @@ def soft_cross_entropy(
 
 
 def nucleus(logp: Float[Tensor, "N V"], *, top_p: float, top_k: int | None) -> Bool[Tensor, "N V"]:
-    """Marks the fewest most likely tokens that hold `top_p`, or the `top_k` first of them."""
+    """Marks the fewest likeliest tokens that hold `top_p`, the `top_k` first of them, and ties."""
     ordered = logp.sort(-1, descending=True).values
     before = ordered.exp().cumsum(-1) - ordered.exp()
     count = ((before < top_p) | (top_p == 1)).sum(-1, keepdim=True)

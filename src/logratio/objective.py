@@ -15,7 +15,7 @@ from logratio.average import AVERAGES
 from logratio.batch import Batch, Policy, Term, Terms, Unit, Weights
 from logratio.credit import CREDITS
 from logratio.keep import KEEPS
-from logratio.part import Needs, Part
+from logratio.part import Needs, Part, needs
 from logratio.settings import Refused, defaults, unknown
 from logratio.weight import WEIGHTS
 
@@ -68,8 +68,18 @@ class Objective:
         changed = self
         for key, value in sorted(settings.items(), key=lambda item: "." in item[0]):
             changed = changed.setting(key, value)
+        changed.check_parts()
         changed.check(changed)
         return changed
+
+    def check_parts(self) -> None:
+        """Refuses a weight or a credit whose result the loss does not read."""
+        read, made = self.loss.declared().streams, self.credit.declared().makes
+        if self.weight.function is not WEIGHTS["uniform"].function and "weight" not in read:
+            raise Refused(f"`weight` is `{self.weight.name}`, but `{self.name}` weighs no tokens")
+        if made and not made & read:
+            raise Refused(f"`credit` is `{self.credit.name}`, but `{self.name}` does not read "
+                          f"{', '.join(sorted(made))}")  # fmt: skip
 
     def setting(self, key: str, value: object) -> "Objective":
         """Returns this objective with one setting changed, unchecked against the others."""
@@ -90,15 +100,16 @@ class Objective:
         joined = Needs()
         for part in parts:
             joined = joined | part.declared()
-        return replace(joined, streams=joined.streams - joined.makes)
+        return replace(joined, streams=joined.streams - joined.makes - {"weight"})
 
     def prepare(self, batch: Batch) -> Batch:
         """Returns the whole optimisation batch with its advantages and weights, ready to be cut."""
         batch = batch.clean()
         batch.require(self.declared())
-        if batch.reward is not None and batch.reward.isnan().any():
-            raise Refused("`reward` holds nan, but it must be numbers: a reward that failed takes "
-                          "its group or pair out of the batch")  # fmt: skip
+        for name in sorted(self.declared().streams):
+            if batch.stream(name).isnan().any():
+                raise Refused(f"`{name}` holds nan, but it must be numbers: a rollout or a reward "
+                              "that failed takes its group out of the batch")  # fmt: skip
         made = dict(self.credit(batch))
         advantage = made.pop("advantage", batch.advantage)
         batch = replace(batch, advantage=advantage, columns={**batch.columns, **made})
@@ -112,6 +123,8 @@ class Objective:
     def admitted(self, policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
         """Returns both with every masked position at 0; refuses what the loss needs and misses."""
         wanted = self.loss.declared()
+        if batch.weight is None:
+            batch = replace(batch, weight=batch.mask.to(batch.dtype))
         batch.require(wanted)
         for name in sorted(wanted.policy):
             policy.stream(name)
@@ -170,7 +183,7 @@ def chosen(slot: str, value: object, owner: str) -> Part:
     if isinstance(value, Part):
         return value
     if callable(value):
-        return Part(value)
+        return Part(value, needs(makes=["advantage"] if slot == "credit" else []))
     if str(value) not in TABLES[slot]:
         raise Refused(unknown(slot, str(value), TABLES[slot], owner=owner))
     return TABLES[slot][str(value)]
@@ -201,6 +214,9 @@ def total_loss(terms: Terms, weights: Mapping[str, Weights], batch: Batch) -> Te
     total = torch.zeros((), dtype=batch.dtype, device=batch.mask.device)
     for name, term in terms.terms.items():
         each = items(weights[name], term.unit, batch)
+        if each.shape != term.loss.shape:
+            raise Refused(f"the weights of `{name}` have shape {list(each.shape)}, but its loss "
+                          f"has {list(term.loss.shape)}: cut them as the batch was")  # fmt: skip
         total = total + term.coefficient * (each * term.loss).sum() / safe(weights[name].total)
     return total
 

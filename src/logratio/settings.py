@@ -59,8 +59,9 @@ def check_settings(function: Callable[..., Any], settings: Mapping[str, object])
     for name, value in settings.items():
         if name not in known:
             raise Refused(unknown("setting", name, known, owner=function.__name__))
-        if not allowed(value, hints[name]):
-            raise Refused(f"`{name}` is {value!r}, but it must be {spelled(hints[name])}")
+        hint = hints.get(name, Any)  # an argument without annotation takes anything
+        if not allowed(value, hint):
+            raise Refused(f"`{name}` is {value!r}, but it must be {spelled(hint)}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, owner: str) -> str:

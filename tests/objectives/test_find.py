@@ -108,9 +108,20 @@ def test_a_found_file_is_a_module_like_any_other(tmp_path):
     """Its objects can be pickled by a worker process: its module is in the table of modules."""
     file = tmp_path / "my_registered_file.py"
     file.write_text(SOURCE + "def loss(): ...\n")
+    before = set(sys.modules)
     find(f"{file}:mine")
-    assert sys.modules["my_registered_file"].loss.__module__ == "my_registered_file"
-    del sys.modules["my_registered_file"]
+    (name,) = set(sys.modules) - before
+    assert name.startswith("logratio_user_")
+    assert sys.modules[name].loss.__module__ == name
+    del sys.modules[name]
+
+
+def test_a_file_named_like_a_module_leaves_that_module_alone(tmp_path):
+    file = tmp_path / "random.py"
+    file.write_text(SOURCE)
+    before = sys.modules.get("random")
+    find(f"{file}:mine")
+    assert sys.modules.get("random") is before
 
 
 def test_warnings_point_at_the_line_of_whoever_chose_the_setting(tmp_path):

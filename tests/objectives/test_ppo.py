@@ -279,7 +279,7 @@ def test_each_setting_runs_on_what_it_asks_for(settings, streams, policy):
 
 
 def test_the_loss_itself_asks_for_old_values_only_to_clip_by_them():
-    streams = {"old", "advantage", "returns"}
+    streams = {"old", "advantage", "returns", "weight"}
     assert ppo.loss.declared().streams == streams | {"value"}
     assert ppo.using(value_clip=None).loss.declared().streams == streams
 

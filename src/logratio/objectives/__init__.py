@@ -38,7 +38,7 @@ def load_module(place: str) -> ModuleType:
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name is None or not path.startswith(error.name):
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
         raise Refused(f"`{place}` is not a module that can be imported, but it must be a dotted "
                       "path, or a file that ends in .py") from error  # fmt: skip
@@ -48,10 +48,15 @@ def load_file(path: Path) -> ModuleType:
     """Returns a user's Python file as a module."""
     if not path.is_file():
         raise Refused(f"`{path}` is not a file, but it must be a Python file with an objective")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"logratio_user_{abs(hash(path.resolve()))}"  # no other module has such a name
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise Refused(f"`{path}` can not be imported, but it must be a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

@@ -109,7 +109,7 @@ def reads(*, beta: float, estimator: Estimator, behaviour_cap: float | None, **_
     reference = ["ref"] if beta and estimator != "exact" else []
     sampler = ["behaviour"] if behaviour_cap is not None else []
     exact = ["kl"] if beta and estimator == "exact" else []
-    return needs("old", "advantage", *reference, *sampler, policy=exact)
+    return needs("old", "advantage", "weight", *reference, *sampler, policy=exact)
 
 
 def check(objective: Objective) -> None:

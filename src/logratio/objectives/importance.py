@@ -43,7 +43,8 @@ def split_state(batch: Batch) -> Int[Tensor, " B"]:
     if wrong.any():
         raise Refused(f"`split` holds {int(split[wrong][0])} in a row of {int(length[wrong][0])} "
                       "tokens, but it must be at least 0 and at most the length")  # fmt: skip
-    return batch.starts().int().argmax(1) + split
+    after = (batch.mask.cumsum(1) >= split[:, None]).int().argmax(1) + 1
+    return torch.where(split > 0, after, batch.starts().int().argmax(1))
 
 
 def standardised(batch: Batch) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:

@@ -98,7 +98,7 @@ def reads(*, value_clip: float | None, entropy: float, **_: object) -> Needs:
     """Returns the value head, the old log-probs and values, and what the credit makes of them."""
     before = ["value"] if value_clip is not None else []
     asked = ["entropy"] if entropy else []
-    return needs("old", "advantage", "returns", *before, policy=asked, heads=["value"])
+    return needs("old", "advantage", "returns", "weight", *before, policy=asked, heads=["value"])
 
 
 def check(objective: Objective) -> None:
