@@ -111,7 +111,7 @@ def trace_return(
     ends = last_token(mask)
     ahead = at_next_state(states, mask, last)
     mixed = torch.where(ends, ahead, (1 - trace) * ahead)
-    factors = torch.full_like(mixed, trace).masked_fill(~mask, 1.0).masked_fill(ends, 0.0)
+    factors = torch.full_like(mixed, trace).masked_fill(~mask, 1.0)
     return backward_scan(mixed, factors) * mask
 
 
@@ -231,11 +231,11 @@ def soft_cross_entropy(
 
 def nucleus(logp: Float[Tensor, "N V"], *, top_p: float, top_k: int | None) -> Bool[Tensor, "N V"]:
     """Marks the fewest likeliest tokens that hold `top_p`, the `top_k` first of them, and ties."""
-    ordered = logp.sort(-1, descending=True).values
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    count = ((before < top_p) | (top_p == 1)).sum(-1, keepdim=True)
+    ordered = logp.sort(1, descending=True).values
+    before = ordered.exp().cumsum(1) - ordered.exp()
+    count = ((before < top_p) | (top_p == 1)).sum(1, keepdim=True)
     count = count if top_k is None else count.clamp(max=top_k)
-    return logp >= ordered.gather(-1, count - 1)
+    return logp >= ordered.gather(1, count - 1)
 
 
 def log1mexp(x: Tensor) -> Tensor:

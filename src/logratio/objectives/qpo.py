@@ -57,15 +57,15 @@ def next_value(
     The mean and the maximum are of probabilities. The maximum is over the tokens that the
     reference's `top_p` or `top_k` leaves: l_Q of a token never tried is only its prior.
     """
-    logp, ref = row.log_softmax(-1), reference.log_softmax(-1)
+    logp, ref = row.log_softmax(1), reference.log_softmax(1)
     u, other = (row, reference) if reads_raw(options) else (logp, ref)
     prior = {"ref": ref, "ref_logit": reference}[prior_name(options)]
     offset = 0.0 if state is None else state[:, None]
     success = success_logit(u, other, prior, offset, scalars=scalars, options=options).sigmoid()
     if options["target"] != "q_learning":
-        return (logp.exp() * success).sum(-1)
+        return (logp.exp() * success).sum(1)
     tried = nucleus(ref, top_p=options["top_p"], top_k=options["top_k"])
-    return success.masked_fill(~tried, 0.0).amax(-1)
+    return success.masked_fill(~tried, 0.0).amax(1)
 
 
 def reads_raw(options: Options) -> bool:
