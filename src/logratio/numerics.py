@@ -240,9 +240,7 @@ def nucleus(logp: Float[Tensor, "N V"], *, top_p: float, top_k: int | None) -> B
 
 def log1mexp(x: Tensor) -> Tensor:
     """Returns log(1 - exp(x)) for x < 0, accurate at both ends."""
-    near = x > -0.6931471805599453
-    return torch.where(
-        near,
-        torch.log(-torch.expm1(torch.where(near, x, -1.0))),
-        torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
-    )
+    half = -0.6931471805599453  # log 1/2, where the two ways are equally good
+    near = torch.log(-torch.expm1(x.clamp(min=half)))
+    far = torch.log1p(-torch.exp(x.clamp(max=half)))
+    return torch.where(x > half, near, far)
