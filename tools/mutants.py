@@ -183,7 +183,7 @@ def change(before: str, after: str) -> str:
     added = [line[2:].strip() for line in lines if line.startswith("+ ")]
     gone = [line[2:].strip() for line in lines if line.startswith("- ")]
     if not added:
-        return f"without {gone[0]}"
+        return f"without {gone[0]}" if gone else "nothing that can be read"
     alike = [one == other for one, other in zip(added[0], "".join(gone[:1]), strict=False)]
     same = [*alike, False].index(False)
     start, end = max(0, same - 70), same + 70
