@@ -32,20 +32,23 @@ class Row:
 
 def attempted(measure: Callable[[], Row], *, part: str, subject: str, case: str) -> Row:
     """Returns the row that a measurement makes, or a failed one that says what it raised."""
-    try:
-        return measure()
-    except Exception as error:  # whatever broke, the other rows still count
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Row(part=part, subject=subject, case=case, measured={}, limits={}, worst=said)
+    made = (make() for make in [measure])
+    return next(attempted_all(made, part=part, subject=subject, case=case))
 
 
-def attempted_all(rows: Iterator[Row], *, part: str, subject: str) -> Iterator[Row]:
-    """Yields rows as they are made; an error between them becomes a last one, that failed."""
+def attempted_all(
+    rows: Iterator[Row], *, part: str, subject: str, case: str = "all"
+) -> Iterator[Row]:
+    """Yields rows as they are made; an error between them becomes a last one, that failed.
+
+    A check that breaks is a check that fails: its row says what was raised, the command exits 1,
+    and the rows of the other checks are still shown. So any exception ends here.
+    """
     try:
         yield from rows
     except Exception as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield Row(part=part, subject=subject, case="all", measured={}, limits={}, worst=said)
+        yield Row(part=part, subject=subject, case=case, measured={}, limits={}, worst=said)
 
 
 WIDEST = 72  # characters of a case; the rest of a longer one is in the JSON
