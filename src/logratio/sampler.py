@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from logratio.settings import AtLeastOne, AtLeastZero, Fraction, Refused, Share, check_settings
@@ -80,29 +80,44 @@ def draw(
     sampling: Sampling,
     *,
     banned: Sequence[int] = (),
+    where: Bool[Tensor, " N"] | None = None,
 ) -> Drawn:
     """Returns a token of each row of raw logits, by inverting the row's cumulative distribution.
 
-    Banned tokens are not drawn, but stand in the softmax that `old` is a log-prob of.
+    Banned tokens are not drawn, in the rows named or in all, but stand in the softmax that `old`
+    is a log-prob of.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.temperature not in (0, 1):
+        wide = wide / sampling.temperature
+    level = wide.logsumexp(-1)
     if sampling.temperature == 0:
-        hidden = wide.index_fill(1, torch.tensor(banned, device=wide.device).long(), -torch.inf)
-        ids = hidden.argmax(-1)
-        zero = torch.zeros(len(ids), dtype=wide.dtype, device=wide.device)
-        logp = wide.log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        return Drawn(ids=ids, old=logp, behaviour=zero, entropy=zero)
-    logp = (wide / sampling.temperature).log_softmax(-1)
-    share = logp.exp()
-    entropy = -(share * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+        ids = without(wide, banned, where, -torch.inf).argmax(-1)
+        zero = torch.zeros_like(level)
+        old = wide.gather(1, ids[:, None])[:, 0] - level
+        return Drawn(ids=ids, old=old, behaviour=zero, entropy=zero)
+    share = (wide - level[:, None]).exp_()
+    finite = wide.clamp(min=torch.finfo(wide.dtype).min)  # 0 x -inf is not a number
+    entropy = level - torch.linalg.vecdot(share, finite)
     kept = share if not sampling.truncated else share * allowed(share, sampling)
-    kept = kept.index_fill(1, torch.tensor(banned, device=wide.device).long(), 0.0)
+    kept = without(kept, banned, where, 0.0)
     ids = inverted(kept, uniform)
-    pick = ids[:, None]
-    old = logp.gather(1, pick)[:, 0]
+    old = wide.gather(1, ids[:, None])[:, 0] - level
     cut = sampling.truncated or len(banned) > 0
     behaviour = old - kept.sum(-1).log() if cut else old
     return Drawn(ids=ids, old=old, behaviour=behaviour, entropy=entropy)
+
+
+def without(
+    rows: Float[Tensor, "N V"], ids: Sequence[int], where: Bool[Tensor, " N"] | None, value: float
+) -> Float[Tensor, "N V"]:
+    """Returns rows with a value in the columns `ids`, in the rows named or in all."""
+    if not ids or (where is not None and not bool(where.any())):
+        return rows
+    columns = torch.tensor(ids, device=rows.device)
+    if where is None:
+        return rows.index_fill(1, columns, value)
+    return rows.index_copy(1, columns, rows[:, columns].masked_fill(where[:, None], value))
 
 
 def inverted(share: Float[Tensor, "N V"], uniform: Float[Tensor, " N"]) -> Int[Tensor, " N"]:

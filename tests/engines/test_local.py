@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from logratio.engine import Engine, find, requests_of
 from logratio.engines.local import Local
-from logratio.learner import score
 from logratio.model.network import Network
+from logratio.model.scorer import score
 from logratio.part import needs
 from logratio.records import Problem
 from logratio.sampler import Sampling
@@ -144,7 +144,7 @@ def test_what_is_refused(lengths, settings, said):
 
 def test_an_engine_is_found_by_name():
     assert find("local") is Local
-    assert Local.promises <= {"seed per position", "fork", "exact weights"}
+    assert Local.promises <= {"seed per position", "fork", "split", "exact weights"}
     with pytest.raises(Refused, match="`logratio` has no engine `loca`: did you mean `local`"):
         find("loca")
     assert Engine.__doc__

@@ -105,13 +105,15 @@ def seen(queries: Tensor, keys: Tensor, window: int) -> Tensor:
 def planned(model: PreTrainedModel, plan: Plan) -> Generator[Plan]:
     """Makes the model's attention ours, with this plan, for as long as the context lasts."""
     before = str(model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
-    model.set_attn_implementation(NAME)
+    if before != NAME:
+        model.set_attn_implementation(NAME)
     token = _plan.set(plan)
     try:
         yield plan
     finally:
         _plan.reset(token)
-        model.set_attn_implementation(before)
+        if before != NAME:
+            model.set_attn_implementation(before)
 
 
 def attend(
@@ -121,7 +123,8 @@ def attend(
 
     `states` are query, key, value and the model's own mask, which must be None.
     """
-    query, key, value, mask = states
+    query, key, value = states[:3]
+    mask = states[3] if len(states) > 3 else settings.get("attention_mask")  # some name it
     plan = _plan.get()
     if plan is None:
         raise Refused("logratio's attention was called outside its plan: use it through the model")
@@ -136,7 +139,19 @@ def attend(
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     layer = cast(int, getattr(module, "layer_idx", 0))
     how = How(layer=layer, scale=float(scale), window=settings.get("sliding_window"))
-    return plan.attend((query, key, value), how).transpose(1, 2), None
+    width = value.shape[-1]
+    query, key, value = widened(query, key, value)
+    return plan.attend((query, key, value), how)[..., :width].transpose(1, 2), None
+
+
+def widened(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the three in one width: the columns of 0 that it takes change no product."""
+    widest = max(key.shape[-1], value.shape[-1])
+    if key.shape[-1] == value.shape[-1]:
+        return query, key, value
+    parts = [torch.nn.functional.pad(one, (0, widest - one.shape[-1]))
+             for one in (query, key, value)]  # fmt: skip
+    return parts[0], parts[1], parts[2]
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,7 +1,8 @@
-"""Keys and values of the rows that are being decoded: prompts apart, suffixes in dense slots.
+"""The attention of rows that are being decoded: prompts apart, suffixes in dense slots.
 
-Rows [0, live) are alive. When one ends, the last one takes its slot. A prompt is stored once, and
-its attention is computed for all of its rows at a time.
+Rows [0, live) are alive, and so are prompts [0, prompts). When a row ends the last one takes its
+slot; when a prompt has no row left the last one takes its place. A prompt's keys are stored once
+and read once for all of its rows.
 """
 
 from dataclasses import dataclass, field
@@ -11,136 +12,165 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from logratio.engines.local.cache import Cache, columns
 from logratio.model.attention import How
-from logratio.model.segment import forward
 
 
 @dataclass
 class Slots:
-    """The caches of one batch of rows, and the attention of a decode step over them."""
+    """The caches of a batch of rows, and the attention of a decode step over them."""
 
-    prompts: int  # how many distinct prompts there is room for
-    longest: int  # the longest prompt
-    rows: int
-    tokens: int  # the most tokens a row may get
     owner: Int[Tensor, " R"]  # the prompt of each row
     length: Int[Tensor, " R"]  # tokens that a row has in its suffix
-    prompt_length: Int[Tensor, " Q"]
-    live: int = 0
+    before: Int[Tensor, " Q"]  # tokens of each prompt
     calls: int = 0
-    prefix: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]])
-    suffix: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]])
+    even: int | None = None  # the length of every suffix, where they are equal
+    prefix: Cache = field(default_factory=Cache)
+    suffix: Cache = field(default_factory=Cache)
     table: "Table | None" = None
-
-    def room(self, layer: int, like: Tensor) -> None:
-        """Makes the buffers of a layer the first time that it is seen."""
-        while len(self.prefix) <= layer:
-            heads, width = like.shape[1], like.shape[3]
-            before = [like.new_zeros(self.prompts, heads, self.longest, width) for _ in range(2)]
-            after = [like.new_zeros(self.rows, heads, self.tokens, width) for _ in range(2)]
-            self.prefix.append((before[0], before[1]))
-            self.suffix.append((after[0], after[1]))
-
-    def move(self, source: int, target: int) -> None:
-        """Puts one row's suffix into another slot: it shares its prompt by reference."""
-        count = int(self.length[source])
-        for keys, values in self.suffix:
-            keys[target, :, :count] = keys[source, :, :count]
-            values[target, :, :count] = values[source, :, :count]
-        self.owner[target], self.length[target] = self.owner[source], self.length[source]
-        self.table = None
-
-    def attend(self, states: tuple[Tensor, Tensor, Tensor], how: How) -> Tensor:
-        """Returns the attention of one new token of each live row, whose keys it stores first."""
-        query, key, value = states
-        if self.table is None:
-            self.table = Table.of(self)
-        keys, values = self.suffix[how.layer]
-        places, live = self.table.places, slice(0, self.live)
-        keys[places, :, self.length[live]] = key[:, :, 0]
-        values[places, :, self.length[live]] = value[:, :, 0]
-        longest = int(self.length[live].max()) + 1
-        mask, before = self.table.masks(self, longest, how.window, query)
-        own = keys[live, :, :longest], values[live, :, :longest]
-        out2, lse2 = forward(query, *own, causal=False, mask=mask, scale=how.scale)
-        prompt = self.prefix[how.layer]
-        grouped = self.table.gathered(query)
-        out1, lse1 = forward(
-            grouped, prompt[0][self.table.used], prompt[1][self.table.used],
-            causal=False, mask=before, scale=how.scale,
-        )  # fmt: skip
-        out1 = self.table.scattered(out1)
-        lse1 = self.table.scattered(lse1[..., None])[..., 0]
-        merged = torch.logaddexp(lse1, lse2)
-        shares = [(part - merged).exp()[..., None].to(query.dtype) for part in (lse1, lse2)]
-        return out1 * shares[0] + out2 * shares[1]
-
-
-@dataclass
-class Table:
-    """Where each live row stands among the rows of its prompt; made anew when rows move."""
-
-    used: Int[Tensor, " U"]  # the prompts that have live rows
-    at: Int[Tensor, " R"]  # each row's place among the used prompts
-    rank: Int[Tensor, " R"]  # ... and among the rows of its prompt
-    widest: int
-    places: Int[Tensor, " R"]
-    ready: dict[tuple[int, int | None], tuple[Tensor | None, Tensor | None]] = field(
-        default_factory=dict[tuple[int, "int | None"], "tuple[Tensor | None, Tensor | None]"]
-    )
+    masks: dict[int | None, Tensor] = field(default_factory=dict[int | None, Tensor])
 
     @staticmethod
-    def of(slots: Slots) -> "Table":
-        """Returns the table of the rows that are alive."""
-        owner = slots.owner[: slots.live]
-        used, at = cast(tuple[Tensor, Tensor], torch.unique(owner, return_inverse=True))
-        order = at.argsort(stable=True)
-        counts = at.bincount(minlength=len(used))
-        starts = counts.cumsum(0) - counts
-        rank = torch.empty_like(at)
-        rank[order] = torch.arange(len(at), device=at.device) - starts[at[order]]
-        places = torch.arange(slots.live, device=at.device)
-        return Table(used=used, at=at, rank=rank, widest=int(counts.max()), places=places)
+    def empty(device: torch.device) -> "Slots":
+        """Returns slots without rows."""
+        none = torch.zeros(0, dtype=torch.long, device=device)
+        return Slots(owner=none, length=none, before=none)
 
-    def gathered(self, rows: Float[Tensor, "R H 1 D"]) -> Float[Tensor, "U H W D"]:
-        """Returns the queries of each prompt's rows side by side; 0 where a prompt has fewer."""
-        found = rows.new_zeros(len(self.used), rows.shape[1], self.widest, rows.shape[3])
-        found[self.at, :, self.rank] = rows[:, :, 0]
-        return found
+    def positions(self) -> Int[Tensor, " R"]:
+        """Returns where each row's next token stands."""
+        return self.before[self.owner] + self.length
 
-    def scattered(self, grouped: Float[Tensor, "U H W D"]) -> Float[Tensor, "R H 1 D"]:
-        """Returns what belongs to each row, in the order of the rows."""
-        return grouped[self.at, :, self.rank][:, :, None]
+    def add_prompts(self, sizes: list[int]) -> range:
+        """Returns the places of new prompts of these sizes."""
+        start = len(self.before)
+        self.before = torch.cat([self.before, self.before.new_tensor(sizes)])
+        self.prefix.reserve(len(self.before), max(sizes))
+        self.table = None
+        return range(start, len(self.before))
 
-    def masks(
-        self, slots: Slots, longest: int, window: int | None, like: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Returns what each row sees of its suffix, and each prompt's rows of the prompt.
+    def add_rows(self, owners: list[int]) -> None:
+        """Adds rows of these prompts, with nothing in their suffix."""
+        self.owner = torch.cat([self.owner, self.owner.new_tensor(owners)])
+        self.length = torch.cat([self.length, self.length.new_zeros(len(owners))])
+        self.table = None
 
-        None where everything is seen: rows of one length behind prompts of one length.
-        """
-        key = (longest, window)
-        if key not in self.ready:
-            if len(self.ready) > 4:
-                self.ready.clear()
-            length, before = slots.length[: slots.live], slots.prompt_length[self.used]
-            here = before[self.at] + length  # the position of each row's new token
-            own = torch.arange(longest, device=length.device)
-            seen = own[None] <= length[:, None]
-            first = torch.arange(slots.longest, device=length.device)
-            shown = (first[None] < before[:, None])[:, None].expand(-1, self.widest, -1)
+    def fork(self, source: int) -> None:
+        """Adds a row that shares its prompt with another one and goes on from where that is."""
+        target, tokens = len(self.owner), int(self.length[source])
+        self.add_rows([int(self.owner[source])])
+        self.length[target] = tokens
+        self.suffix.reserve(len(self.owner), tokens)
+        self.suffix.copy(source, target, tokens)
+
+    def leave(self, place: int) -> None:
+        """Ends a row: the last one takes its slot."""
+        last = len(self.owner) - 1
+        if place != last:
+            self.suffix.copy(last, place, int(self.length[last]))
+            self.owner[place], self.length[place] = self.owner[last], self.length[last]
+        self.owner, self.length, self.table = self.owner[:last], self.length[:last], None
+
+    def forget(self, prompt: int) -> None:
+        """Drops a prompt that no row has: the last one takes its place."""
+        last = len(self.before) - 1
+        if prompt != last:
+            self.prefix.copy(last, prompt, int(self.before[last]))
+            self.before[prompt] = self.before[last]
+            self.owner[self.owner == last] = prompt
+        self.before, self.table = self.before[:last], None
+
+    def begin(self) -> None:
+        """Makes room for one more token of each row."""
+        shortest, longest = (int(part) for part in self.length.aminmax())
+        self.even = longest if shortest == longest else None
+        self.suffix.reserve(len(self.owner), longest + 1)
+        self.masks.clear()
+        if self.table is None:
+            self.table = Table.of(self.owner, len(self.before))
+
+    def end(self) -> None:
+        """Counts the token that every layer has stored."""
+        self.length += 1
+
+    def attend(self, states: tuple[Tensor, Tensor, Tensor], how: How) -> Tensor:
+        """Returns the attention of one new token of each row, whose keys it stores first."""
+        query, key, value = states
+        table = cast(Table, self.table)
+        rows, count = len(self.owner), len(self.before)
+        keys, values = self.suffix.layer(how.layer, key, value)
+        self.write(keys, key)
+        self.write(values, value)
+        first, other = (part[:count].flatten(0, 1) for part in self.prefix.layers[how.layer])
+        own, mine = keys[:rows].flatten(0, 1), values[:rows].flatten(0, 1)
+        heads = key.shape[1]
+        asked = query.view(rows, heads, -1, query.shape[3])
+        scores = torch.cat([
+            table.rowwise(torch.bmm(table.grouped(asked), first.mT), heads),
+            torch.bmm(asked.flatten(0, 1), own.mT).view(rows, heads, -1, own.shape[1]),
+        ], -1)  # fmt: skip
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(how.scale)
+        share = wide.add_(self.mask(how.window, wide)).softmax(-1).to(value.dtype)
+        left, right = share.split([first.shape[1], own.shape[1]], -1)
+        out = torch.bmm(right.flatten(0, 1), mine).view(rows, heads, -1, mine.shape[2])
+        out = out + table.rowwise(torch.bmm(table.grouped(left), other), heads)
+        return out.view(rows, -1, 1, mine.shape[2])
+
+    def write(self, buffer: Tensor, new: Float[Tensor, "R H 1 D"]) -> None:
+        """Stores one new entry of each row behind those that it has."""
+        rows = len(self.owner)
+        if self.even is None:
+            buffer[cast(Table, self.table).rows, :, self.length] = new[:, :, 0]
+        else:
+            buffer[:rows, :, self.even] = new[:, :, 0]
+
+    def mask(self, window: int | None, like: Tensor) -> Float[Tensor, "R 1 1 S"]:
+        """Returns 0 where a row sees a column of its prompt or its suffix, else -inf."""
+        if window not in self.masks:
+            before = self.before[self.owner]
+            place, seen = columns(self.length, before, self.prefix.tokens, self.suffix.tokens)
             if window is not None:
-                seen = seen & (length[:, None] - own[None] < window)
-                near = here[:, None] - first[None] < window
-                spread = torch.ones_like(shown)
-                spread[self.at, self.rank] = near
-                shown = shown & spread
-            self.ready[key] = additive(seen[:, None, None], like), additive(shown[:, None], like)
-        return self.ready[key]
+                seen = seen & ((before + self.length)[:, None] - place < window)
+            hidden = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+            self.masks[window] = hidden.masked_fill_(~seen, -torch.inf)[:, None, None]
+        return self.masks[window]
 
 
-def additive(seen: Tensor, like: Tensor) -> Tensor | None:
-    """Returns 0 where something is seen and -inf where not; None where everything is."""
-    if bool(seen.all()):
-        return None
-    return torch.where(seen, 0.0, -torch.inf).to(like.dtype)
+@dataclass(frozen=True)
+class Table:
+    """Where each row stands among the rows of its prompt; made anew when rows move."""
+
+    rows: Int[Tensor, " R"]  # 0, 1, 2, ...
+    prompts: int
+    order: Int[Tensor, " G"] | None  # the rows prompt by prompt, filled up with row 0
+    place: Int[Tensor, " R"] | None  # where each row is in it; None for both where it is the order
+
+    @staticmethod
+    def of(owner: Int[Tensor, " R"], prompts: int) -> "Table":
+        """Returns the table of the rows that are alive."""
+        rows = torch.arange(len(owner), device=owner.device)
+        counts = owner.bincount(minlength=prompts)
+        widest = int(counts.max())
+        if bool((owner * widest + rows % widest == rows).all()) and len(rows) == prompts * widest:
+            return Table(rows, prompts, None, None)
+        sort = owner.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        place = torch.empty_like(owner)
+        place[sort] = owner[sort] * widest + rows - starts[owner[sort]]
+        order = owner.new_zeros(prompts * widest)
+        order[place] = rows
+        return Table(rows, prompts, order, place)
+
+    def grouped(self, rows: Float[Tensor, "R H n D"]) -> Float[Tensor, "UH W D"]:
+        """Returns what belongs to the rows of each prompt side by side, for each head."""
+        found = rows if self.order is None else rows[self.order]
+        _, heads, count, width = found.shape
+        found = found.view(self.prompts, -1, heads, count, width).transpose(1, 2)
+        return found.reshape(self.prompts * heads, -1, width)
+
+    def rowwise(self, grouped: Float[Tensor, "UH W D"], heads: int) -> Float[Tensor, "R H n D"]:
+        """Returns what belongs to each row, in the order of the rows."""
+        width = grouped.shape[2]
+        wide = len(self.rows if self.order is None else self.order) // self.prompts
+        found = grouped.view(self.prompts, heads, wide, -1, width).transpose(1, 2)
+        found = found.reshape(self.prompts * wide, heads, -1, width)
+        return found if self.place is None else found[self.place]
