@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from logratio.model import head
-from logratio.model.head import Asked, ChunkedHead, Readout, chunks
+from logratio.model.head import Asked, ChunkedHead, How, Readout, chunks
 
 ROWS, WIDTH, VOCABULARY = 10, 6, 11
 normal = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -28,17 +28,19 @@ def whole(hidden, weight, bias, *, ids, readout):
 
 
 @pytest.mark.parametrize("rows_a_chunk", [1, 3, 100])
+@pytest.mark.parametrize("rows_a_block", [1, 2, 100])
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("biased", [True, False])
-def test_the_head_is_autograd(monkeypatch, rows_a_chunk, cap, biased):
-    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * VOCABULARY * rows_a_chunk)
+def test_the_head_is_autograd(monkeypatch, rows_a_chunk, rows_a_block, cap, biased):
+    monkeypatch.setattr(head, "CHUNK_BYTES", 8 * VOCABULARY * rows_a_chunk)
+    monkeypatch.setattr(head, "BLOCK_BYTES", 4 * VOCABULARY * rows_a_block)
     readout = Readout(temperature=0.7, scale=1.3, cap=cap)
     leaves = [normal(ROWS, WIDTH), normal(VOCABULARY, WIDTH), normal(VOCABULARY)]
     leaves = [leaf.requires_grad_() for leaf in leaves[: 2 + biased]]
     hidden, weight, bias = leaves if biased else (*leaves, None)
     ids = torch.arange(ROWS) % VOCABULARY
     asked = Asked(entropy=True, kl=True, reference=REFERENCE)
-    ours = ChunkedHead.apply(hidden, weight, bias, (ids, readout, asked))
+    ours = ChunkedHead.apply(hidden, weight, bias, How(ids=ids, readout=readout, asked=asked))
     truth = whole(hidden, weight, bias, ids=ids, readout=readout)
     assert_close(tuple(ours), truth, rtol=1e-10, atol=1e-12)
     down = [normal(ROWS) for _ in range(4)]
@@ -49,7 +51,7 @@ def test_the_head_is_autograd(monkeypatch, rows_a_chunk, cap, biased):
 def test_what_was_not_asked_for_is_not_computed():
     out = ChunkedHead.apply(
         normal(ROWS, WIDTH), normal(VOCABULARY, WIDTH), None,
-        (torch.zeros(ROWS, dtype=torch.long), Readout(), Asked()),
+        How(ids=torch.zeros(ROWS, dtype=torch.long), readout=Readout(), asked=Asked()),
     )  # fmt: skip
     assert not out[2].any()
     assert not out[3].any()

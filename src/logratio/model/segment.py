@@ -45,10 +45,12 @@ def backward(
     if query.device.type != "cpu":
         return plain_backward(gradient, inputs, merged, causal=causal, mask=mask, scale=scale)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    found: Any = kernel(
-        gradient, query, key, value, out, lse, 0.0, causal, attn_mask=mask, scale=scale
-    )
-    return found
+    parts = [gradient, query, key, value, out]
+    if causal and query.dtype == torch.bfloat16:
+        # half the time where blocks are small, and sums over the queries that are not rounded
+        parts = [part.float() for part in parts]
+    found: Any = kernel(*parts, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    return tuple(part.to(query.dtype) for part in found)
 
 
 def plain_forward(
