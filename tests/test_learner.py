@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from logratio.batch import Batch
 from logratio.collate import collate
-from logratio.learner import Learner, Stopped, Update, score
+from logratio.learner import Learner, Stopped, Update
 from logratio.model.load import load
 from logratio.model.network import Network
+from logratio.model.scorer import score
 from logratio.objectives.dpo import dpo
 from logratio.objectives.grpo import grpo
 from logratio.objectives.ppo import ppo

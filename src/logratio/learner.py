@@ -1,17 +1,23 @@
 """One update: packs, forward, objective, backward, clip, step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Annotated, cast
 
 import torch
 from torch import Tensor
 
-from logratio.batch import Batch
-from logratio.model.network import Network
-from logratio.model.pack import Pack, packs, units_of
+from logratio.batch import Batch, Policy
+from logratio.model.masters import Masters, Precision
+from logratio.model.memory import keep_freed
+from logratio.model.network import Network, Reference
+from logratio.model.pack import Pack, even, packs, units_of
+from logratio.model.shard import full, shard
 from logratio.objective import Objective, total_loss, watched
+from logratio.ranks import ALONE, Ranks
 from logratio.records import Rollout
 from logratio.settings import AtLeastOne, AtLeastZero, Interval, Positive, Refused
 
@@ -30,6 +36,7 @@ class Update:
     warmup: int = 0  # steps of linear rise
     steps: int | None = None  # where the linear fall to 0 ends; None: the rate stays
     budget: AtLeastOne = 4096  # tokens of a micro-batch
+    precision: Precision = "fp32"  # fp32 computes in the type that the model was loaded in
     patience: AtLeastOne = 5  # non-finite gradients in a row before the run stops
 
 
@@ -49,14 +56,46 @@ class Stopped(RuntimeError):
     """Too many gradients in a row were not finite."""
 
 
-class Learner:
-    """A network, its optimiser and an objective; `update` takes one step on one batch."""
+class Part:
+    """The loss of a micro-batch, of any of its rows, and what was watched of those."""
 
-    def __init__(self, network: Network, objective: Objective, how: Update) -> None:
+    def __init__(self, objective: Objective, batch: Batch, rows: Tensor) -> None:
+        """Keeps the whole batch, whose totals count, and the rows of the micro-batch."""
+        self.objective, self.batch, self.rows = objective, batch, rows
+        self.by_row = objective.declared().couples == "row"
+        self.watch: dict[str, float] = {}
+
+    def __call__(self, policy: Policy, rows: slice) -> Tensor:
+        """Returns what some rows of the micro-batch add to the loss of the batch."""
+        index = self.rows[rows]
+        part = self.batch.rows(index)
+        terms = self.objective(policy, part)
+        whole = self.objective.weights(terms, self.batch, part=part)
+        weights = {name: weight.rows(index) for name, weight in whole.items()}
+        for name, value in watched(terms, weights, part).items():
+            self.watch[name] = self.watch.get(name, 0.0) + float(value)
+        return total_loss(terms, weights, part)
+
+
+class Learner:
+    """A network, its optimiser and an objective; `update` takes one step on one batch.
+
+    On several ranks each holds its part of the network and the whole batch, and does its share of
+    the micro-batches; what comes back is about the whole batch.
+    """
+
+    def __init__(
+        self, network: Network, objective: Objective, how: Update, *, ranks: Ranks = ALONE
+    ) -> None:
         """Makes one optimiser with two rates: the model's, and its heads' and scalars'."""
-        self.network, self.objective, self.how = network, objective, how
+        self.network, self.objective, self.how, self.ranks = network, objective, how, ranks
+        if ranks.size > 1:
+            shard(network, ranks, dtype=torch.bfloat16 if how.precision == "bf16" else None)
+        keep_freed()
         self.taken = self.bad = 0
-        own = [parameter for parameter in network.model.parameters() if parameter.requires_grad]
+        self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)  # of an update
+        self.masters = Masters(network.model, how.precision if ranks.size == 1 else "fp32")
+        own = self.masters.weights()
         added = [*network.heads.parameters(), *network.scalars.parameters()]
         if not own and not added:
             raise Refused("`model` has no parameter that can be trained")
@@ -73,58 +112,83 @@ class Learner:
         self.optimizer = torch.optim.AdamW(present, betas=how.betas, fused=True)
 
     def update(
-        self, batch: Batch, rollouts: Sequence[Rollout], *, reference: Network | None = None
+        self, batch: Batch, rollouts: Sequence[Rollout], *, reference: Reference | None = None
     ) -> Learned:
         """Returns what one optimiser step on this batch came to; row i is rollout i."""
         batch = self.objective.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
         loss, watch = self.backward(batch, rollouts, reference=reference)
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
-        finite = bool(norm.isfinite()) and math.isfinite(loss)
+        with self.timed("optimizer"):
+            length, finite = self.step(loss)
         rate = self.rate()
-        self.bad = 0 if finite else self.bad + 1
-        if finite:
-            if self.how.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.how.clip_norm, norm)
-            for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = base * rate
-            self.optimizer.step()
-        elif self.bad >= self.how.patience:
-            raise Stopped(f"{self.bad} gradients in a row were not finite: the last loss is {loss}")
         self.taken += 1
         tokens = int(batch.mask.sum())
         return Learned(
             loss=loss,
-            grad_norm=float(norm),
+            grad_norm=length,
             lr=self.how.lr * rate,
             skipped=not finite,
             tokens=tokens,
             watch=watch,
         )
 
+    def step(self, loss: float) -> tuple[float, bool]:
+        """Takes the step, unless loss or gradient is not finite; returns its norm and whether."""
+        self.masters.gather()
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+        length = float(full(norm))
+        finite = math.isfinite(length) and math.isfinite(loss)
+        self.bad = 0 if finite else self.bad + 1
+        if finite:
+            if self.how.clip_norm is not None and length > self.how.clip_norm:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.how.clip_norm, norm)
+            for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = base * self.rate()
+            self.optimizer.step()
+            self.masters.refresh()
+        elif self.bad >= self.how.patience:
+            raise Stopped(f"{self.bad} gradients in a row were not finite: the last loss is {loss}")
+        return length, finite
+
+    @contextmanager
+    def timed(self, phase: str) -> Generator[None]:
+        """Adds the seconds that something takes to those of a phase of the update."""
+        before = perf_counter()
+        yield
+        self.seconds[phase] += perf_counter() - before
+
     def backward(
-        self, batch: Batch, rollouts: Sequence[Rollout], *, reference: Network | None
+        self, batch: Batch, rollouts: Sequence[Rollout], *, reference: Reference | None
     ) -> tuple[float, dict[str, float]]:
-        """Returns the loss and what was watched; leaves the gradient of the whole batch."""
+        """Returns the loss and what was watched; leaves the gradient of the whole batch.
+
+        A micro-batch that does not count keeps this rank in step with the others.
+        """
+        self.ranks.check_same("rollouts", tuple((one.prompt_ids, one.ids) for one in rollouts))
         loss, watch = 0.0, dict[str, float]()
-        for pack in self.cut(batch, rollouts):
-            part, here = batch.rows(pack.rows), pack.to(batch.mask.device)
-            policy = self.network(here, reference)
-            terms = self.objective(policy, part)
-            whole = self.objective.weights(terms, batch, part=part)
-            weights = {name: weight.rows(pack.rows) for name, weight in whole.items()}
-            share = total_loss(terms, weights, part)
-            loss += float(share.detach())
-            for name, value in watched(terms, weights, part).items():
-                watch[name] = watch.get(name, 0.0) + float(value)
+        for pack, counts in self.ranks.turns(self.cut(batch, rollouts)):
+            with self.timed("forward"):
+                part = Part(self.objective, batch, pack.rows)
+                share = self.network(pack.to(batch.mask.device), reference, loss=part)
+                loss += counts * float(share.detach())
+            for name, value in part.watch.items():
+                watch[name] = watch.get(name, 0.0) + counts * value
             if share.requires_grad:
-                share.backward()  # pyright: ignore[reportUnknownMemberType]
-        return loss, watch
+                # sharding averages gradients over the ranks, but the loss is their sum
+                slope = share * (counts * self.ranks.size)
+                with self.timed("backward"):
+                    slope.backward()  # pyright: ignore[reportUnknownMemberType]
+        loss, *values = self.ranks.added([loss, *watch.values()])
+        return loss, dict(zip(watch, values, strict=True))
 
     def cut(self, batch: Batch, rollouts: Sequence[Rollout]) -> list[Pack]:
-        """Returns the batch's micro-batches: packs within the budget that part no unit."""
+        """Returns the batch's micro-batches, longest first: packs that part no unit.
+
+        Within the budget; for several ranks as even as fills their turns.
+        """
         lengths = [len(rollout.ids) for rollout in rollouts]
         if len(rollouts) != len(batch.group) or max(lengths) != batch.mask.shape[1]:
             raise Refused(f"`rollouts` are {len(rollouts)} of up to {max(lengths)} tokens, but "
@@ -134,7 +198,11 @@ class Learner:
             pairs = cast(list[int], batch.pair.tolist())
         couples = self.objective.declared().couples
         units = units_of(cast(list[int], batch.group.tolist()), pairs, couples)
-        return packs(rollouts, budget=self.how.budget, units=units)
+        budget = self.how.budget
+        if self.ranks.size > 1:
+            budget = even(rollouts, units, budget=budget, ranks=self.ranks.size)
+        made = packs(rollouts, budget=budget, units=units)
+        return sorted(made, key=lambda pack: pack.ids.shape[1], reverse=True)
 
     def rate(self) -> float:
         """Returns the share of the learning rate at this step: rise, then a fall to 0 if any."""
@@ -143,23 +211,3 @@ class Learner:
             return rise
         left = (self.how.steps - self.taken) / max(1, self.how.steps - self.how.warmup)
         return rise * min(1.0, max(0.0, left))
-
-
-def score(
-    network: Network, rollouts: Sequence[Rollout], *, budget: int = 4096
-) -> dict[str, Tensor]:
-    """Returns what a frozen network says of rollouts: `logp`, `logit`, `entropy` and its heads."""
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for pack in packs(rollouts, budget=budget):
-            policy = network(pack)
-            streams = {"logp": policy.logp, "logit": policy.logit, "entropy": policy.entropy}
-            for name, values in {**streams, **policy.heads}.items():
-                if values is None:
-                    continue
-                if name not in found:
-                    found[name] = values.new_zeros(len(rollouts), values.shape[1])
-                found[name][pack.rows] = values
-    if any(math.isnan(float(values.sum())) for values in found.values()):
-        raise ValueError("the model gave a log-probability that is not a number")
-    return found

@@ -1,6 +1,10 @@
 """Small models with loud weights: at default initialisation a shifted mask moves almost nothing."""
 
+import inspect
+from typing import Any
+
 import torch
+from torch import Tensor
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -45,17 +49,65 @@ def models() -> dict[str, PreTrainedModel]:
         "gemma3": Gemma3ForCausalLM(windowed),
         "gpt_neox": GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE)),
     }
-    return {name: loud(model, seed) for seed, (name, model) in enumerate(made.items())}
+    scales = {
+        "gpt2": {"gain": 4.0}, "qwen2": {"seed": 1, "gain": 2.0}, "gemma3": {"seed": 2, "table": 1.0},
+        "gpt_neox": {},
+    }  # fmt: skip
+    return {name: loud(model, **scales[name]) for name, model in made.items()}
 
 
-def loud(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Returns the model in float64 with weights large enough that every token matters."""
+def loud(
+    model: PreTrainedModel, seed: int = 0, *, gain: float = 3.0, table: float = 2.0
+) -> PreTrainedModel:
+    """Returns the model in float64 with weights so large that every token matters.
+
+    A matrix has entries of size gain / sqrt(columns), the table of embeddings of table /
+    sqrt(columns). `moved` and `distinct` say whether that is loud enough; tests assert both.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = model.to(torch.float64).eval()
+    embeddings = model.get_input_embeddings().weight
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data.normal_(0, 0.15, generator=generator)
+            size = table if parameter is embeddings else gain
+            parameter.data.normal_(0, size * parameter.shape[-1] ** -0.5, generator=generator)
     return model
+
+
+@torch.no_grad()
+def moved(model: PreTrainedModel, *, length: int = 12) -> float:
+    """Returns how far hiding one prompt token moves the last log-prob, on average over tokens."""
+    ids = tokens_of(model, 4, length + 1)
+    prompt, last = ids[:, :-1], ids[:, -1:]
+    told: dict[str, Any] = {}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        told["position_ids"] = torch.arange(length).expand(4, -1)
+
+    def said(mask: Tensor) -> Tensor:
+        logits = model(prompt, attention_mask=mask, use_cache=False, **told).logits
+        return logits[:, -1].log_softmax(-1).gather(1, last)
+
+    whole = said(torch.ones_like(prompt))
+    hidden = [
+        said((torch.arange(length) != place).long().expand(4, -1)) for place in range(length - 1)
+    ]
+    return float(torch.stack([(one - whole).abs() for one in hidden]).mean())
+
+
+@torch.no_grad()
+def distinct(model: PreTrainedModel, *, tokens: int = 40) -> int:
+    """Returns how many different tokens greedy text has."""
+    ids = prompt = tokens_of(model, 1, 6)
+    for _ in range(tokens):
+        best = model(ids, use_cache=False).logits[:, -1].argmax(-1)
+        ids = torch.cat([ids, best[:, None]], 1)
+    return len(set(ids[0, prompt.shape[1] :].tolist()))
+
+
+def tokens_of(model: PreTrainedModel, rows: int, length: int) -> Tensor:
+    """Returns random ids that the model knows, always the same."""
+    words = int(model.config.get_text_config().vocab_size)
+    return torch.randint(1, words, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def rollouts(*shapes: tuple[int, int, int], seed: int = 0) -> list[Rollout]:

@@ -1,7 +1,10 @@
 """Loading: what is saved comes back, and what can not be read safely is refused."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from logratio.model.load import PRESETS, Loaded, checked, end_tokens, load, save
@@ -66,12 +69,73 @@ def test_what_is_no_model_is_refused(tmp_path):
         load(tmp_path / "missing")
 
 
+def without_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_a_narrow_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(5)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_short(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def without_a_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def without_an_end_token(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
+
+
+def with_half_a_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def of_another_kind(folder):
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+
+
+def of_its_own_code(folder):
+    code = {"AutoConfig": "its.Config", "AutoModelForCausalLM": "its.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "its", "auto_map": code}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without_a_weight, r"do not hold 1 of its weights: `model.norm.weight` is missing"),
+        (with_a_narrow_weight, r"has shape \[5\], but must have \[64\]"),
+        (cut_short, "can not load: Error while deserializing header"),
+        (without_a_tokenizer, "has no tokenizer"),
+        (without_an_end_token, "has no end token, but a completion must end"),
+        (with_half_a_config, "is not a valid JSON file"),
+        (of_another_kind, "can not load: Unrecognized configuration class"),
+        (of_its_own_code, "contains custom code which must be executed"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_sentence(damage, said, tmp_path):
+    save(load("tiny"), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(Refused, match=said) as refused:
+        load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_tokenizer_that_does_not_fit_is_refused():
     one = load("tiny")
     one.model.config.vocab_size = 10
     with pytest.raises(Refused, match="has 259 tokens, but the model only 10"):
         checked(one, "here")
-    endless = load("tiny")
-    endless.tokenizer.eos_token = None
-    with pytest.raises(Refused, match="no end token"):
-        checked(Loaded(endless.model, endless.tokenizer), "here")
+    one.model.config.vocab_size = 259
+    one.tokenizer.add_tokens(["more"])
+    with pytest.raises(Refused, match="has 260 tokens, but the model only 259"):
+        checked(one, "here")

@@ -42,7 +42,7 @@ def alone(network, reference, rollout):
         needs=network.needs,
         reference=reference.model(ids).logits[:, first:].detach() / 0.8,
         heads={name: head(hidden)[..., 0] for name, head in network.heads.items()},
-        scalars=dict(network.scalars.items()),
+        scalars=network.scalars(),
     )
 
 

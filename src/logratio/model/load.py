@@ -1,10 +1,12 @@
 """Models and tokenizers: from a folder or a hub name, or tiny ones made from code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -18,8 +20,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from logratio.model.adapter import adapted, merged
 from logratio.settings import Refused, unknown
 
+WORDS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -45,22 +49,40 @@ def load(source: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float3
         raise Refused(f"`model` is `{source}`, which is no folder, but it must be a folder, a hub "
                       f"name, or one of {', '.join(PRESETS)}")  # fmt: skip
     options: Any = {"trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source), use_safetensors=True, dtype=dtype, **options
-    )
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(source), **options)
+    how: Any = {**options, "use_safetensors": True, "dtype": dtype}
+    how |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to be refused in words
+    try:
+        model, found = cast(Any, AutoModelForCausalLM).from_pretrained(str(source), **how)
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(source), **options)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        line = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise Refused(f"`model` is `{source}`, which transformers can not load: {line}") from error
+    check_weights(found, str(source))
     return checked(Loaded(cast(PreTrainedModel, model).eval(), tokenizer), str(source))
 
 
+def check_weights(found: Mapping[str, Any], source: str) -> None:
+    """Refuses a model some of whose weights were not in its files: they would be random."""
+    shapes = {name: f"has shape {list(here)}, but must have {list(there)}"
+              for name, here, there in found["mismatched_keys"]}  # fmt: skip
+    wrong = {name: "is missing" for name in found["missing_keys"]} | shapes
+    if wrong:
+        name = min(wrong)
+        raise Refused(f"`model` is `{source}`, whose files do not hold {len(wrong)} of its "
+                      f"weights: `{name}` {wrong[name]}")  # fmt: skip
+
+
 def check_folder(folder: Path) -> None:
-    """Refuses a folder without a config, or without weights that can be read safely."""
+    """Refuses a folder without config or tokenizer, or without weights that are safe to read."""
     if not (folder / "config.json").is_file():
         raise Refused(
             f"`model` is `{folder}`, which has no config.json: it is not a model's folder"
         )
-    if any(folder.glob("*.safetensors")):
-        return
     pickled = [file.name for pattern in PICKLED for file in folder.glob(pattern)]
+    if any(folder.glob("*.safetensors")):
+        if any(file for pattern in WORDS for file in folder.glob(pattern)):
+            return
+        raise Refused(f"`model` is `{folder}`, which has no tokenizer: it must hold its files")
     if pickled:
         raise Refused(f"`{folder / pickled[0]}` is a pickle, which can run code when it is read: "
                       "convert the weights to safetensors")  # fmt: skip
@@ -69,7 +91,9 @@ def check_folder(folder: Path) -> None:
 
 def checked(loaded: Loaded, source: str) -> Loaded:
     """Refuses a model and a tokenizer that do not fit each other."""
-    size, words = len(loaded.tokenizer), loaded.model.config.get_text_config().vocab_size
+    vocabulary: Any = loaded.tokenizer.get_vocab()
+    size = max(vocabulary.values()) + 1  # ids may have gaps
+    words = loaded.model.config.get_text_config().vocab_size
     if size > words:
         raise Refused(f"the tokenizer of `{source}` has {size} tokens, but the model only {words}")
     if loaded.tokenizer.eos_token_id is None:
@@ -86,8 +110,12 @@ def end_tokens(loaded: Loaded) -> tuple[int, ...]:
 
 
 def save(loaded: Loaded, folder: Path) -> None:
-    """Writes model and tokenizer in Hugging Face's layout, weights as safetensors."""
-    loaded.model.save_pretrained(folder)
+    """Writes model and tokenizer in Hugging Face's layout, weights as safetensors.
+
+    A model with an adapter is written as one without that says the same.
+    """
+    state = merged(loaded.model) if adapted(loaded.model) else None
+    loaded.model.save_pretrained(folder, state_dict=state)
     loaded.tokenizer.save_pretrained(folder)
 
 

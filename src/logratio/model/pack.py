@@ -5,6 +5,7 @@
 Positions go on from the prompt in each completion. A completion sees its prompt and itself.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,21 +68,53 @@ def packs(
     `units` are rows that must not be parted. A unit larger than the budget has a pack to itself;
     rows of one prompt that no unit holds together are parted with the prompt repeated.
     """
-    made: list[Pack] = []
-    longest = max(len(rollout.ids) for rollout in rollouts)
-    held: list[int] = []
-    for unit in units or [[row] for row in range(len(rollouts))]:
-        if held and tokens_of(rollouts, [*held, *unit]) > budget:
-            made.append(pack(rollouts, held, longest=longest))
-            held = []
-        if len(unit) == 1 and tokens_of(rollouts, unit) > budget:
-            rollout, tokens = rollouts[unit[0]], tokens_of(rollouts, unit)
+    units = units or [[row] for row in range(len(rollouts))]
+    for rollout in (rollouts[unit[0]] for unit in units if len(unit) == 1):
+        tokens = len(rollout.prompt_ids) + len(rollout.ids)
+        if tokens > budget:
             raise Refused(f"`budget` is {budget} tokens, but rollout {rollout.index} of "
                           f"`{rollout.problem}` has {tokens} with its prompt")  # fmt: skip
-        held += unit
-    if held:
-        made.append(pack(rollouts, held, longest=longest))
+    longest = max(len(rollout.ids) for rollout in rollouts)
+    filled = cuts(rollouts, budget=budget, units=units)
+    return [pack(rollouts, rows, longest=longest) for rows in filled]
+
+
+def cuts(
+    rollouts: Sequence[Rollout], *, budget: int, units: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Returns the rows of each pack: units in their order, as many as fit the budget."""
+    known: dict[tuple[int, ...], int] = {}  # a prompt's number, since its ids are slow to compare
+    prompts = [known.setdefault(rollout.prompt_ids, len(known)) for rollout in rollouts]
+    made: list[list[int]] = []
+    room = 0
+    seen: set[int] = set()
+    for unit in units:
+        own = {prompts[row]: len(rollouts[row].prompt_ids) for row in unit}
+        tokens = sum(len(rollouts[row].ids) for row in unit)
+        added = tokens + sum(length for prompt, length in own.items() if prompt not in seen)
+        if not made or added > room:
+            made.append([])
+            seen = set()
+            room, added = budget, tokens + sum(own.values())
+        made[-1] += unit
+        room -= added
+        seen |= own.keys()
     return made
+
+
+def even(
+    rollouts: Sequence[Rollout], units: Sequence[Sequence[int]], *, budget: int, ranks: int
+) -> int:
+    """Returns the smallest budget under which some ranks have as many turns as under this one."""
+
+    def turns(tokens: int) -> int:
+        return -(-len(cuts(rollouts, budget=tokens, units=units)) // ranks)
+
+    fewest = turns(budget)
+    largest = max(tokens_of(rollouts, unit) for unit in units)
+    return bisect_left(
+        range(budget), True, lo=min(largest, budget), key=lambda tokens: turns(tokens) <= fewest
+    )
 
 
 def units_of(groups: Sequence[int], pairs: Sequence[int], couples: Coupling) -> list[list[int]]:

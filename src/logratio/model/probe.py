@@ -1,0 +1,248 @@
+"""The probe at load: is a model exact under our attention, and if not, why not.
+
+A pack of two prompts and ragged completions is read by our attention and, each sequence alone, by
+the model's own eager one. Logits and gradients must be equal: on the real weights, then on a small
+twin of the architecture whose windows and chunks are shorter than the sequences. The pack is also
+read with every token as a row of its own, which is what decoding does: where that is the same, no
+layer mixes tokens, or keeps a state of them, except through our attention.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from logratio.model.attention import How, TreePlan, planned
+from logratio.model.backbone import (
+    Route,
+    backbone_of,
+    evaluating,
+    found_in,
+    hidden_states,
+    output_layer,
+    readout_of,
+    rows_of,
+    spans,
+)
+from logratio.model.pack import Pack, pack
+from logratio.model.twin import twin
+from logratio.records import Rollout
+from logratio.settings import Refused
+
+SHAPES = ((0, 11, 9), (0, 11, 5), (1, 3, 4))  # prompt, its length, its completion's
+TWIN = 1e-3  # of the largest value: float32 in a few loud layers
+REAL = 1e-2  # ... in as many layers as there are; the twin is the sharper instrument
+HALF = 1e-1  # ... in 16 bits
+
+
+@dataclass
+class Watched:
+    """A plan that notes what each layer said of its attention."""
+
+    plan: TreePlan
+    calls: int = 0
+    layers: list[How] = field(default_factory=list[How])
+
+    def attend(self, states: tuple[Tensor, Tensor, Tensor], how: How) -> Tensor:
+        """Returns the attention of the pack, in one row or with every token as a row of its own."""
+        self.layers.append(how)
+        if len(states[0]) == 1:
+            return self.plan.attend(states, how)
+        query, key, value = (state.transpose(0, 2) for state in states)
+        return self.plan.attend((query, key, value), how).transpose(0, 2)
+
+
+@dataclass(frozen=True)
+class Read:
+    """The logits at every state of a pack's rows, and the slope in every embedded token."""
+
+    logits: Float[Tensor, "R S V"]
+    slope: Float[Tensor, "N E"]
+
+    def near(self, other: "Read", share: float) -> bool:
+        """Says whether both are the same, up to a share of the largest."""
+        pairs = ((self.logits, other.logits), (self.slope, other.slope))
+        return all(bool((a - b).abs().max() <= share * b.abs().max()) for a, b in pairs)
+
+
+_known = WeakKeyDictionary[PreTrainedModel, Route]()
+
+
+def route_of(model: PreTrainedModel) -> Route:
+    """Returns how the model is served exactly; it is probed the first time."""
+    if model not in _known:
+        _known[model] = probe(model)
+    return _known[model]
+
+
+def probe(model: PreTrainedModel) -> Route:
+    """Returns how the model is served exactly; refuses one for which neither route is."""
+    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    windows, why = probed(model, HALF if half else REAL)
+    if why is None:
+        try:
+            small = twin(model)
+        except Exception as error:
+            why = f"it can not be made small for a probe beyond its windows: {said(error)}"
+        else:
+            seen, why = probed(small, TWIN)
+            if why is None and not windows <= seen:
+                why = "its windows can not be probed: its small twin has none"
+    if why is None:
+        return Route(name="tree", why="in a pack and token by token it says what it says alone")
+    return Route(name="rows", why=why)
+
+
+def probed(model: PreTrainedModel, share: float) -> tuple[set[bool], str | None]:
+    """Returns whether layers with and without windows were seen, and why trees are not exact."""
+    with evaluating(model):
+        text = sample(model)
+        truth = read(model, text, lambda leaf: alone(model, text, leaf))
+        rows = read(model, text, lambda leaf: in_rows(model, text, leaf))
+        if not rows.near(truth, share):
+            raise Refused(f"`model` is a {type(model).__name__}, whose logits are not its last "
+                          "hidden states through its output layer with the scale and cap of its "
+                          "config: it can not be trained exactly")  # fmt: skip
+        return in_trees(model, text, truth, share)
+
+
+def in_trees(
+    model: PreTrainedModel, text: Pack, truth: Read, share: float
+) -> tuple[set[bool], str | None]:
+    """Returns whether layers with and without windows were seen, and why trees are not exact."""
+    if not model._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
+        return set(), "its attention is its own and can not be exchanged"
+    plans = [Watched(TreePlan(text.trees)) for _ in range(2)]
+    try:
+        packed = read(model, text, lambda leaf: in_one_row(model, text, plans[0], leaf))
+        apart = read(model, text, lambda leaf: token_by_token(model, text, plans[1], leaf))
+    except Exception as error:
+        return set(), f"tree attention does not serve it: {said(error)}"
+    count = model.config.get_text_config().num_hidden_layers
+    for plan in plans:
+        if sorted(how.layer for how in plan.layers) != list(range(count)):
+            return set(), f"our attention is called {len(plan.layers)} times in {count} layers"
+    seen = {how.window is not None for how in plans[0].layers}
+    if not packed.near(truth, share):
+        return seen, "in a pack, its logits or gradients are not those of each sequence alone"
+    if not apart.near(truth, share):
+        return seen, "decoded, its logits are not those of each sequence alone"
+    return seen, None
+
+
+def read(model: PreTrainedModel, text: Pack, run: Callable[[Tensor], Tensor]) -> Read:
+    """Returns the logits of one way of running the pack, and how they move with each token.
+
+    `run` adds the leaf, a row for each place of the pack, to what is embedded there.
+    """
+    width = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[-1]
+    weight, _ = output_layer(model)
+    with torch.enable_grad():
+        leaf = weight.new_zeros(text.ids.shape[1], width, requires_grad=True)
+        logits = run(leaf)
+        generator = torch.Generator().manual_seed(0)
+        down = torch.randn(logits.shape, generator=generator).to(logits)
+        (slope,) = torch.autograd.grad((logits * down).sum(), leaf)
+    return Read(logits.detach().float(), slope.float())
+
+
+def alone(model: PreTrainedModel, text: Pack, leaf: Tensor) -> Float[Tensor, "R S V"]:
+    """Returns the logits of the model's own eager forward of each sequence by itself."""
+    found: list[Tensor] = []
+    for span, states in zip(spans(text), text.states, strict=True):
+        here = span.to(text.ids.device)
+        with eager(model), nudged(model, here, leaf):
+            logits = model(input_ids=text.ids[:, here], use_cache=False).logits[0]
+        found.append(logits[found_in(here[None], len(leaf))[states]])
+    return torch.stack(found)
+
+
+def in_rows(model: PreTrainedModel, text: Pack, leaf: Tensor) -> Float[Tensor, "R S V"]:
+    """Returns the logits of right-padded rows through the model's own attention."""
+    with nudged(model, rows_of(text), leaf):
+        hidden = hidden_states(model, text, "rows")
+    return logits_of(model, text, hidden)
+
+
+def in_one_row(
+    model: PreTrainedModel, text: Pack, plan: Watched, leaf: Tensor
+) -> Float[Tensor, "R S V"]:
+    """Returns the logits of the pack, read as the learner reads it."""
+    places = torch.arange(len(leaf), device=leaf.device)
+    with nudged(model, places, leaf), planned(model, plan):
+        found = backbone_of(model)(input_ids=text.ids, position_ids=text.positions, use_cache=False)
+    return logits_of(model, text, found.last_hidden_state[0])
+
+
+def token_by_token(
+    model: PreTrainedModel, text: Pack, plan: Watched, leaf: Tensor
+) -> Float[Tensor, "R S V"]:
+    """Returns the logits of the pack, with every token a row of its own, as in decoding."""
+    places = torch.arange(len(leaf), device=leaf.device)
+    with nudged(model, places, leaf), planned(model, plan):
+        found = backbone_of(model)(
+            input_ids=text.ids.T, position_ids=text.positions.T, use_cache=False
+        )
+    return logits_of(model, text, found.last_hidden_state[:, 0])
+
+
+def logits_of(model: PreTrainedModel, text: Pack, hidden: Tensor) -> Float[Tensor, "R S V"]:
+    """Returns the logits at the states of a pack's rows, as the head reads them."""
+    return readout_of(model, 1.0).logits(hidden, *output_layer(model))[text.states]
+
+
+@contextmanager
+def nudged(model: PreTrainedModel, places: Int[Tensor, "..."], leaf: Tensor) -> Generator[None]:
+    """Adds to every embedded token the leaf's row of its place: copies then share a slope."""
+
+    def add(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        del module, inputs
+        return output + leaf[places].view_as(output)
+
+    handle = model.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def eager(model: PreTrainedModel) -> Generator[None]:
+    """Makes the model's attention its own plain one, where it has others."""
+    before = str(model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
+    if model._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if model._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
+            model.set_attn_implementation(before)
+
+
+def sample(model: PreTrainedModel) -> Pack:
+    """Returns a pack of random tokens: two prompts, one of them with ragged completions."""
+    generator = torch.Generator().manual_seed(0)
+    words = model.config.get_text_config().vocab_size
+
+    def drawn(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1, words, (count,), generator=generator).tolist())
+
+    prompts = {number: drawn(length) for number, length, _ in SHAPES}
+    made = [
+        Rollout(problem="probe", group=number, prompt_ids=prompts[number], ids=drawn(length))
+        for number, _, length in SHAPES
+    ]
+    longest = max(length for *_, length in SHAPES)
+    return pack(made, range(len(made)), longest=longest).to(output_layer(model)[0].device)
+
+
+def said(error: Exception) -> str:
+    """Returns the first line of an error, short enough for a table."""
+    line = str(error).strip().split("\n")[0]
+    return line[:120] if isinstance(error, Refused) else f"{type(error).__name__}: {line[:120]}"
