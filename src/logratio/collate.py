@@ -22,26 +22,38 @@ def collate(graded: Sequence[Graded], objective: Objective) -> Batch:
     Columns that a model must compute (`ref`, `value`, `entropy` of a data row, ...) are the
     scorer's: they are added to the batch before `objective.prepare`.
     """
-    if not graded:
-        raise Refused("`graded` is empty, but a batch needs at least one rollout")
-    kept = [one for one, keep in zip(graded, objective.keep(graded), strict=True) if keep]
-    if not kept:
-        raise Refused(f"`keep` is `{objective.keep.name}` and dropped all {len(graded)} rollouts: "
-                      "there is nothing to train on")  # fmt: skip
-    wanted = objective.declared()
-    rows = [prompt_moved(one.rollout, wanted) for one in kept]
-    made = columns(kept, rows, wanted)
+    chosen, wanted = kept(graded, objective), objective.declared()
+    rows = [prompt_moved(one.rollout, wanted) for one in chosen]
+    made = columns(chosen, rows, wanted)
     if "drawn" in wanted.streams:
         judged = sum(everything(graded))  # a failed reward is no rejection
-        made["drawn"] = torch.full((len(kept),), judged / len(kept))
+        made["drawn"] = torch.full((len(chosen),), judged / len(chosen))
+    rewards = [reward(one) for one in chosen] if "reward" in wanted.streams else None
     return Batch(
         mask=mask_of(rows),
         group=torch.tensor([row.group for row in rows]),
-        pair=pairs_of(kept) if "pair" in wanted.streams else None,
-        reward=torch.tensor([reward(one) for one in kept]) if "reward" in wanted.streams else None,
+        pair=pairs_of(chosen) if "pair" in wanted.streams else None,
+        reward=None if rewards is None else torch.tensor(rewards),
         old=optional("old", rows, wanted),
         columns=made,
     )
+
+
+def rollouts_of(graded: Sequence[Graded], objective: Objective) -> list[Rollout]:
+    """Returns the rollouts that the rows of the objective's batch are, as they are trained."""
+    wanted = objective.declared()
+    return [prompt_moved(one.rollout, wanted) for one in kept(graded, objective)]
+
+
+def kept(graded: Sequence[Graded], objective: Objective) -> list[Graded]:
+    """Returns what the objective keeps; nothing at all is refused."""
+    if not graded:
+        raise Refused("`graded` is empty, but a batch needs at least one rollout")
+    found = [one for one, keep in zip(graded, objective.keep(graded), strict=True) if keep]
+    if not found:
+        raise Refused(f"`keep` is `{objective.keep.name}` and dropped all {len(graded)} rollouts: "
+                      "there is nothing to train on")  # fmt: skip
+    return found
 
 
 def prompt_moved(rollout: Rollout, wanted: Needs) -> Rollout:

@@ -65,6 +65,7 @@ class Needs:
     heads: frozenset[str] = frozenset()  # linear maps from a hidden state to one number
     scalars: Mapping[str, float] = field(default_factory=dict[str, float])  # name -> start
     statistics: Mapping[str, Statistic] = field(default_factory=dict[str, Statistic])
+    lagged: Mapping[str, Statistic] = field(default_factory=dict[str, Statistic])  # as columns
     couples: Coupling = "row"  # what a micro-batch must not cut
     makes: frozenset[str] = frozenset()  # columns that the part makes itself
     prompt_trained: bool = False  # the prompt's tokens are trained too: collate moves them over
@@ -78,6 +79,7 @@ class Needs:
             heads=self.heads | other.heads,
             scalars={**self.scalars, **other.scalars},
             statistics={**self.statistics, **other.statistics},
+            lagged={**self.lagged, **other.lagged},
             couples=max(self.couples, other.couples, key=COUPLINGS.index),
             makes=self.makes | other.makes,
             prompt_trained=self.prompt_trained or other.prompt_trained,
@@ -95,6 +97,7 @@ def needs(
     heads: Iterable[str] = (),
     scalars: Mapping[str, float] | None = None,
     statistics: Mapping[str, Statistic] | None = None,
+    lagged: Mapping[str, Statistic] | None = None,
     couples: Coupling = "row",
     makes: Iterable[str] = (),
 ) -> Needs:
@@ -110,6 +113,7 @@ def needs(
         columns=columns or {},
         scalars=scalars or {},
         statistics=statistics or {},
+        lagged=lagged or {},
         makes=frozenset(makes),
         streams=frozenset(streams) | frozenset(columns or {}),
         policy=frozenset(policy),

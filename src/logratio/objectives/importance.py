@@ -28,7 +28,11 @@ def correlation(
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """Returns f at each pair's split, within the bound, and its slope in the head's number."""
     first, _ = batch.sides()
-    read = policy.heads["importance"][first, split_state(batch)[first]]
+    return linked(policy.heads["importance"][first, split_state(batch)[first]], link, bound)
+
+
+def linked(read: Tensor, link: Link, bound: float) -> tuple[Tensor, Tensor]:
+    """Returns f of the head's numbers, within the bound, and its slope in them."""
     if link == "tanh":
         value = torch.tanh(read)
         return bound * value, bound * (1 - value.square())

@@ -151,19 +151,19 @@ def coefficient(policy: Policy, batch: Batch, **options: Any) -> Slopes:
 
 def reads(**options: Any) -> Needs:
     """Returns the logits, scalars, head and next-state statistic that the settings call for."""
-    raw, head = reads_raw(options), ["offset"] * (options["offset"] == "head")
+    raw, state = reads_raw(options), "offset" if options["offset"] == "head" else None
     columns = ["ref_logit"] * raw + ["next_value"] * options["lagged"]
     columns += ["ref"] * (not raw or (options["A"] != 0 and prior_name(options) == "ref"))
     columns += ["truncated"] * (options["truncated"] == "bootstrap")
-    function = partial(next_value, options=options)
-    statistic = Statistic(function=function, reference=True, state=head[0] if head else None)
-    computed = options["target"] != "monte_carlo" and not options["lagged"]
+    value = Statistic(function=partial(next_value, options=options), reference=True, state=state)
+    computed = {"next_value": value} if options["target"] != "monte_carlo" else {}
     return needs(
         *("reward", *columns),
         policy=["logit"] * raw,
-        heads=head,
+        heads=[state] if state else [],
         scalars={name: 0.0 for name in ("A", "c") if options[name] == "learned"},
-        statistics={"next_value": statistic} if computed else {},
+        statistics={} if options["lagged"] else computed,
+        lagged=computed if options["lagged"] else {},
     )
 
 
