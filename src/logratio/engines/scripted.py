@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from logratio.engine import Request
+from logratio.engine import Request, check_promised
 from logratio.records import Rollout
 from logratio.sampler import Sampling
 
@@ -27,6 +27,7 @@ class Scripted:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         """Returns a rollout for each request, cut at its first end token or at `max_tokens`."""
+        check_promised(requests, self.promises)
         return [self.rollout(request, sampling) for request in requests]
 
     def rollout(self, request: Request, sampling: Sampling) -> Rollout:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
+from time import perf_counter
 from typing import cast
 
 import torch
@@ -54,6 +56,39 @@ def linears(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[Tensor, Tensor 
             yield layer, (layer.weight, layer.bias)
         elif type(layer) is Conv1D and can_lay_out(layer.weight):
             yield layer, (layer.weight.T, layer.bias)
+
+
+@cache
+def faster_route() -> str:
+    """Sets how full-precision products are made to what is faster here, and returns it.
+
+    oneDNN is tried beside the default: it is taken where it is at least a tenth faster and no less
+    exact. On a machine whose oneDNN rounds to bfloat16 first it is not.
+    """
+    setting = torch.backends.mkldnn.matmul
+    before = cast(str, setting.fp32_precision)
+    if not torch.backends.mkldnn.is_available():
+        return before
+    found: dict[str, tuple[float, float]] = {}
+    for route in (before, "bf16"):
+        setting.fp32_precision = route
+        found[route] = timed_product()
+    (old, error), (new, other) = found[before], found["bf16"]
+    setting.fp32_precision = "bf16" if new < 0.9 * old and other <= 2 * error else before
+    return cast(str, setting.fp32_precision)
+
+
+def timed_product(size: int = 1024, times: int = 5) -> tuple[float, float]:
+    """Returns the median seconds of a float32 product, and its largest error."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator) for _ in range(2))
+    error = float((left @ right - (left.double() @ right.double())).abs().max())
+    taken: list[float] = []
+    for _ in range(times):
+        before = perf_counter()
+        torch.mm(left, right)
+        taken.append(perf_counter() - before)
+    return sorted(taken)[times // 2], error
 
 
 def quicken(model: nn.Module) -> None:

@@ -65,6 +65,7 @@ class Board:
     key: Int[Tensor, " R"]
     count: Int[Tensor, " R"]  # tokens that a row has
     limit: Int[Tensor, " R"]
+    done: Bool[Tensor, " R"]  # such a row takes no more, should it still be here
     ids: Int[Tensor, "R T"]
     numbers: Float[Tensor, "R T 3"]  # old, behaviour, entropy
 
@@ -73,7 +74,7 @@ class Board:
         """Returns a board without rows, for rows of so many tokens."""
         none = torch.zeros(0, dtype=torch.long, device=device)
         numbers = torch.zeros(0, tokens, 3, dtype=torch.float64, device=device)
-        return Board(none, none, none, none.new_zeros(0, tokens), numbers)
+        return Board(none, none, none, none > 0, none.new_zeros(0, tokens), numbers)
 
     def add(self, rows: Sequence[Row], sampling: Sampling) -> None:
         """Adds rows, with the tokens that were given to them."""
@@ -91,6 +92,7 @@ class Board:
             key=self.key.new_tensor([row.key for row in rows]),
             count=self.count.new_tensor([len(row.given) for row in rows]),
             limit=self.limit.new_tensor(limits),
+            done=self.done.new_zeros(len(rows)),
             ids=ids,
             numbers=numbers,
         )
@@ -118,14 +120,29 @@ class Board:
         """Returns the last token of each row."""
         return self.ids.gather(1, self.count[:, None] - 1)[:, 0]
 
-    def write(self, drawn: Drawn, ends: Int[Tensor, " E"]) -> Bool[Tensor, " R"]:
-        """Adds a token to every row; returns which rows are done."""
+    def part(self, some: slice | Int[Tensor, " S"]) -> "Board":
+        """Returns some rows; by a slice, what is written to them is written here."""
+        return Board(**{part.name: getattr(self, part.name)[some] for part in fields(self)})
+
+    def to(self, device: torch.device | str) -> "Board":
+        """Returns a copy on another device."""
+        return Board(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
+
+    def move(self, sources: Int[Tensor, " M"], targets: Int[Tensor, " M"], left: int) -> None:
+        """Writes rows over others, and keeps the first `left`."""
+        for part in fields(self):
+            values = cast(Tensor, getattr(self, part.name))
+            values[targets] = values[sources]
+            setattr(self, part.name, values[:left])
+
+    def write(self, drawn: Drawn, ends: Int[Tensor, " E"]) -> None:
+        """Adds a token to every row that is not done; to one that is, behind its last one."""
         rows = torch.arange(len(self.key), device=self.key.device)
         self.ids[rows, self.count] = drawn.ids
         found = [drawn.old, drawn.behaviour, drawn.entropy]
         self.numbers[rows, self.count] = torch.stack(found, 1).to(self.numbers.dtype)
-        self.count += 1
-        return torch.isin(drawn.ids, ends) | (self.count >= self.limit)
+        self.count += ~self.done
+        self.done |= (drawn.ids[:, None] == ends).any(1) | (self.count >= self.limit)
 
 
 def numbers_of(rollout: Rollout) -> list[tuple[float, float, float]]:

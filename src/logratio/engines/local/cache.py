@@ -46,6 +46,8 @@ class Cache:
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Writes the first tokens of one row over another row."""
+        if not tokens:
+            return  # a row that has just come has no place here yet
         for buffers in self.layers.values():
             for buffer in buffers:
                 buffer[target, :, :tokens] = buffer[source, :, :tokens]

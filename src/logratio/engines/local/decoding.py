@@ -14,7 +14,7 @@ from logratio.engines.local.slots import Slots
 from logratio.model.attention import TreePlan
 from logratio.model.pack import Tree
 from logratio.records import Rollout
-from logratio.sampler import Sampling, draw, uniforms
+from logratio.sampler import Drawn, Sampling, draw, uniforms
 
 Prefix = tuple[int, ...]
 PREFILL = 4096  # tokens of prompts that are read at a time
@@ -60,16 +60,18 @@ class Decoding:
                 self.enter(model)
             entered = perf_counter()
             self.part()
-            self.sample(version)
+            if self.logits is not None:
+                self.sample(version)
             self.seconds["decode"] += stepped - started
             self.seconds["prefill"] += entered - stepped
             self.seconds["sample"] += perf_counter() - entered
         return [rollout for *_, rollout in sorted(self.made, key=lambda one: one[:2])]
 
-    def wanting(self) -> bool:
+    def wanting(self, leaving: int = 0) -> bool:
         """Says whether enough slots are free to be filled; not for each one that empties."""
-        free = self.room - self.taken(self.live)
-        return bool(self.waiting) and free >= max(1, min(self.room // 8, len(self.waiting)))
+        free = self.room - self.taken(self.live) + leaving
+        fits = not self.live or free >= self.taken(self.waiting[:1])
+        return bool(self.waiting) and fits and free >= min(self.room // 8, len(self.waiting))
 
     def taken(self, rows: Iterable[Row]) -> int:
         """Returns how many slots these rows need: two where a sister will leave."""
@@ -135,28 +137,46 @@ class Decoding:
         if all(row.parts_at is None for row in self.live):
             return
         counts = cast(list[int], self.board.count.tolist())
+        first = len(self.live) - (0 if self.logits is None else len(self.logits))
         for place, row in enumerate(list(self.live)):
             if row.parts_at == counts[place]:
                 sister = row.sister()
                 self.slots.fork(place)
                 self.board.fork(place, sister.key)
                 self.live.append(sister)
-                self.add_logits(cast(Tensor, self.logits)[place : place + 1])
+                if self.logits is not None:
+                    self.add_logits(self.logits[place - first :][:1])
 
     def sample(self, version: int) -> None:
-        """Adds a token to every row, and lets the rows go that are done."""
-        early = self.board.count < self.sampling.min_tokens
-        drawn = draw(
-            cast(Tensor, self.logits),
-            uniforms(self.board.key, self.board.count),
-            self.sampling,
-            banned=sorted(self.ends) if self.sampling.min_tokens else (),
-            where=early,
-        )
+        """Adds a token to every row whose logits are known, and lets the rows go that are done."""
+        logits = cast(Tensor, self.logits)
+        board = self.board.part(slice(len(self.live) - len(logits), None))
+        board.write(self.draw(logits, board), self.stops)
         self.logits = None
-        done = cast(list[bool], self.board.write(drawn, self.stops).tolist())
+        self.drop(cast(list[bool], self.board.done.tolist()), version)
+
+    def draw(self, logits: Tensor, board: Board) -> Drawn:
+        """Returns a token of each row of a board, given the logits of its next one."""
+        return draw(
+            logits,
+            uniforms(board.key, board.count),
+            self.sampling,
+            banned=self.stops if self.sampling.min_tokens else (),
+            where=board.count < self.sampling.min_tokens,
+        )
+
+    def drop(self, done: list[bool], version: int) -> None:
+        """Lets the rows go that are done; the last one takes the slot of each."""
         for place in reversed([place for place, ended in enumerate(done) if ended]):
-            self.leave(place, version)
+            self.keep(self.live[place], self.board.part(slice(place, place + 1)), version)
+            self.live[place] = self.live[-1]
+            self.live.pop()
+            self.slots.leave(place)
+            self.board.leave(place)
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets the prompts go that no row has."""
         wanted = {row.prefix for row in (*self.live, *self.waiting[:1])}
         for place in range(len(self.prompts) - 1, -1, -1):
             if self.prompts[place] not in wanted:
@@ -165,21 +185,16 @@ class Decoding:
                 self.prompts.pop()
                 self.last.pop()
 
-    def leave(self, place: int, version: int) -> None:
-        """Keeps the record of a finished row; the last one takes its slot."""
-        row = self.live[place]
-        record = self.record(row, place, version)
+    def keep(self, row: Row, board: Board, version: int) -> None:
+        """Keeps the record of a finished row, which is the only one of the board."""
+        record = self.record(row, board, version)
         self.made.append((row.place, row.index != row.request.index, record))
-        self.live[place] = self.live[-1]
-        self.live.pop()
-        self.slots.leave(place)
-        self.board.leave(place)
 
-    def record(self, row: Row, place: int, version: int) -> Rollout:
-        """Returns what is kept of a finished row."""
-        count = int(self.board.count[place])
-        ids = tuple(cast(list[int], self.board.ids[place, :count].tolist()))
-        numbers = self.board.numbers[place, :count].T
+    def record(self, row: Row, board: Board, version: int) -> Rollout:
+        """Returns what is kept of a finished row, which is the only one of the board."""
+        count = int(board.count[0])
+        ids = tuple(cast(list[int], board.ids[0, :count].tolist()))
+        numbers = board.numbers[0, :count].T
         old, behaviour, entropy = cast(list[list[float]], numbers.tolist())
         finish: Literal["stop", "length"] = "stop" if ids[-1] in self.ends else "length"
         return Rollout(

@@ -1,5 +1,6 @@
 """Rollouts from the trainer's own weights, one token of every live row at a time."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class Local:
         keep_freed()
         self.version = 0
         self.seconds = {"prefill": 0.0, "decode": 0.0, "sample": 0.0}  # of the last call
+        self.kept: Any = None  # on a GPU: memory and captured steps
 
     def load(self, version: int, weights: Mapping[str, Any] | None) -> None:
         """Takes note of a version; the weights are the network's own."""
@@ -35,14 +37,25 @@ class Local:
             raise Refused("`weights` were given, but the local engine shares the learner's own")
         self.version = version
 
+    def decoding(
+        self, model: Forward, requests: Sequence[Request], sampling: Sampling
+    ) -> Decoding:
+        """Returns the rows of a call; on a GPU they take steps that nothing looks into."""
+        slots, ends = self.slots, self.ends
+        if model.device.type != "cuda":
+            return Decoding(requests, sampling, slots=slots, ends=ends, device=model.device)
+        gpu = importlib.import_module("logratio.engines.local.cuda.strides")
+        self.kept = self.kept or gpu.Kept.on_gpu(model)
+        return gpu.Strides(
+            requests, sampling, slots=slots, ends=ends, model=model, kept=self.kept
+        )
+
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         """Returns a rollout for each request, in order, each followed by its sister if any."""
         check_prompts(requests, self.network, sampling)
         model = Forward(self.network)
-        decoding = Decoding(
-            requests, sampling, slots=self.slots, ends=self.ends, device=model.device
-        )
+        decoding = self.decoding(model, requests, sampling)
         was_training = self.network.training
         # a rollout is sampled in evaluation mode: dropout would make the policy that samples
         # another one than the policy that is scored

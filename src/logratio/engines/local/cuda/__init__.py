@@ -1,0 +1,1 @@
+"""Decoding without a look from the host: static memory, captured steps, Triton kernels."""
