@@ -10,11 +10,11 @@ READY := .venv/ready
 # `time` in a recipe prints this after the command.
 export TIMEFORMAT := measured time: %0lR
 
-.PHONY: help setup format check test verify signs parity mutants clean
+.PHONY: help setup format check test verify signs parity bench bench-quick bench-full mutants clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup: $(READY) ## make .venv and install the package for development
 
@@ -41,6 +41,15 @@ signs: $(READY) ## flip every sign and comparison of a loss; none may survive
 
 parity: $(READY)-bench ## compare losses and gradients with TRL
 	time $(BIN)/python benchmarks/parity.py
+
+bench: $(READY)-bench ## time a step against TRL's trainers (up to 75 minutes)
+	time $(BIN)/python benchmarks/speed.py all
+
+bench-quick: $(READY)-bench ## the same on four small rows (5 minutes)
+	time $(BIN)/python benchmarks/speed.py quick
+
+bench-full: $(READY)-bench ## and larger models, and growth curves (hours; goes on where it stopped)
+	time $(BIN)/python benchmarks/speed.py full
 
 mutants: $(READY)-mutants ## mutation testing of the mathematics (up to 90 minutes)
 	time $(BIN)/python tools/mutants.py

@@ -21,7 +21,7 @@ from logratio.model.scorer import score
 from logratio.objectives import find
 from logratio.records import Graded, Rollout, Verdict
 
-WARMUP = 2
+WARMUP = 1
 
 
 def run(row: Row, model: str, *, precision: floor.Precision = "bf16") -> dict[str, Any]:

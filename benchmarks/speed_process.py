@@ -1,5 +1,7 @@
 """One measurement in a fresh process: `speed_process.py JOB FILE` writes its record into FILE."""
 
+# ruff: noqa: PLC0415 - a library reads these variables when it is first imported
+
 import json
 import os
 import sys
@@ -12,6 +14,7 @@ def main() -> None:
     job: dict[str, Any] = json.loads(sys.argv[1])
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])  # before torch counts the cores
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_OFFLINE"] = "1"
     from speed_rows import Row
 
     row = Row(**job["row"])
@@ -33,9 +36,7 @@ def done(job: dict[str, Any], row: Any) -> Any:
 
     if job["side"] == "sweep":
         return best_batch(row, job["model"])
-    return theirs(
-        row, job["model"], column=job["column"], batch=job["batch"], steps=job["steps"]
-    )
+    return theirs(row, job["model"], column=job["column"], batch=job["batch"], steps=job["steps"])
 
 
 if __name__ == "__main__":

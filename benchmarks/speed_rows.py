@@ -60,7 +60,7 @@ class Row:
     def batches(self) -> list[int]:
         """Returns the per-device batches that TRL is tried with; of DPO they count pairs."""
         rows = self.prompts if self.kind == "dpo" else self.workload.rows
-        found = [size for size in (4, 8, 16, 32, 64) if size <= rows and rows % size == 0]
+        found = [size for size in (4, 8, 16, 32) if size <= rows and rows % size == 0]
         return found or [rows]
 
     def record(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ GPT2 = [
         wanted=6.0),
     Row(name="w1a", model="gpt2", prompts=4, group=8, prompt_tokens=64, completion_tokens=64,
         wanted=4.0),
-    Row(name="w1b", model="gpt2", prompts=4, group=8, prompt_tokens=128, completion_tokens=32),
+    Row(name="w1b", model="gpt2", prompts=4, group=8, prompt_tokens=128, completion_tokens=32, theirs=1),
     Row(name="w2", model="gpt2", prompts=1, group=16, prompt_tokens=512, completion_tokens=128,
         ours=3, theirs=1, wanted=8.0),
 ]  # fmt: skip
@@ -134,9 +134,7 @@ CURVES: Mapping[str, list[tuple[int, Row]]] = {
         (v, curve("vocabulary", v, model=f"v{v}", sizes={**SMALL, "vocab_size": v}))
         for v in (1024, 8192, 32000, 151936)
     ],
-    "width": [
-        (h, curve("width", h, model=f"h{h}", sizes=wide(h))) for h in (128, 256, 512, 1024)
-    ],
+    "width": [(h, curve("width", h, model=f"h{h}", sizes=wide(h))) for h in (128, 256, 512, 1024)],
 }
 SETS: Mapping[str, list[Row]] = {
     "quick": QUICK,

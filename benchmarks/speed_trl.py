@@ -4,24 +4,29 @@ Replaced are only the tokenizer (prompts are ids already), the reward (a hash of
 lengths are ragged, the end of each row, by a logits processor.
 """
 
-import os
 import statistics
 import tempfile
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from speed_ours import pairs_of
 from speed_rows import Row
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TrainerCallback,
+)
 
 from logratio.lab import memory
 from logratio.lab.speed import GIGA, RATE, medians
 from logratio.lab.workload import problems_of, reward_of
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before trl is imported, which every function below does
 
 COLUMNS = {
     # fp32 weights under bf16 autocast, nothing made again in the backward pass
@@ -36,11 +41,12 @@ WARMUP = 1
 
 def run(row: Row, model: str, *, column: str, batch: int, steps: int) -> dict[str, Any]:
     """Returns the record of TRL's timed steps of one row."""
-    import trl  # noqa: F401
+    from trl import DPOTrainer, GRPOTrainer  # trl itself imports nothing before it is asked
 
     before = memory.held()
-    make = preferences if row.kind == "dpo" else grpo
+    make = {"grpo": grpo, "dpo": preferences}[row.kind]
     trainer = make(row, model, column=column, batch=batch, steps=WARMUP + steps)
+    assert isinstance(trainer, GRPOTrainer | DPOTrainer)
     trainer.train()
     taken = trainer.watch.steps[WARMUP:]
     seconds = [whole for whole, _ in taken]
@@ -58,16 +64,23 @@ def run(row: Row, model: str, *, column: str, batch: int, steps: int) -> dict[st
 
 
 def best_batch(row: Row, model: str) -> dict[str, Any]:
-    """Returns the seconds of a training pass at each per-device batch, nothing sampled."""
+    """Returns the seconds of a row in one micro-batch of each size, nothing sampled, and the best.
+
+    The second of two steps counts. Groups of two leave every size possible.
+    """
     found: dict[int, float] = {}
     for batch in row.batches():
-        make = preferences if row.kind == "dpo" else grpo
-        trainer = make(row, model, column="headline", batch=batch, steps=2)
-        if row.kind == "grpo":
-            stored = completions(row, trainer)
+        if row.kind == "dpo":
+            trainer = preferences(
+                replace(row, prompts=batch), model, column="headline", batch=batch, steps=2
+            )
+        else:
+            part = replace(row, prompts=batch // 2, group=2, ragged=False, epochs=1)
+            trainer = grpo(part, model, column="headline", batch=batch, steps=2)
+            stored = completions(part, trainer)
             trainer._generate_single_turn = lambda *_, stored=stored: (stored, None)
         trainer.train()
-        found[batch] = trainer.watch.steps[-1][0]
+        found[batch] = trainer.watch.steps[-1][1]["forward and backward"] / batch
         del trainer
     return {"seconds": found, "best": min(found, key=lambda batch: found[batch])}
 
@@ -119,7 +132,6 @@ class Watch:
 
 def callback(watch: Watch) -> Any:
     """Returns what tells the watch of the trainer's steps."""
-    from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -148,7 +160,6 @@ def settings(row: Row, *, column: str, batch: int, steps: int, rows: int) -> dic
 def grpo(row: Row, model: str, *, column: str, batch: int, steps: int, **more: Any) -> Any:
     """Returns a GRPOTrainer that samples exactly the row's lengths."""
     from datasets import Dataset
-    from transformers import AutoConfig, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     load, watch = row.workload, Watch(row.epochs)
@@ -215,8 +226,6 @@ def watched(trainer: Any, watch: Watch, rows: int) -> Any:
 
 def ended(trainer: Any, lengths: Sequence[int]) -> None:
     """Makes each row end with its own length: no end before it, and nothing else at it."""
-    from transformers import LogitsProcessor, LogitsProcessorList
-
     ends = torch.tensor(trainer.eos_token_ids)
     last = torch.tensor(lengths) - 1
 
@@ -242,7 +251,6 @@ def ended(trainer: Any, lengths: Sequence[int]) -> None:
 def preferences(row: Row, model: str, *, column: str, batch: int, steps: int, **more: Any) -> Any:
     """Returns a DPOTrainer on the row's pairs."""
     from datasets import Dataset
-    from transformers import AutoConfig, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     watch = Watch(row.epochs)

@@ -21,7 +21,7 @@ from logratio.objectives.ppo import ppo
 from logratio.objectives.qpo import qpo
 from logratio.objectives.sft import sft
 from logratio.part import Needs
-from logratio.ranks import joined
+from logratio.ranks import ALONE, joined
 from logratio.records import Graded, Rollout, Verdict
 from logratio.settings import Refused
 
@@ -76,11 +76,15 @@ def graded(prompts, *, pairs=False, seed=0):
 
 
 def network_of(case):
-    """Returns a network on one of the small models, always the same."""
+    """Returns a network on one of the small models, always the same; nothing in it is 0."""
     model = models()[case.model].to(case.dtype)
     if case.lora:
         add(model, Adapter(rank=4))
-    return Network(model, case.objective.declared()).to(case.dtype)
+    network = Network(model, case.objective.declared()).to(case.dtype)
+    generator = torch.Generator().manual_seed(0)
+    for weight in (*network.heads.parameters(), *network.scalars.parameters()):
+        weight.data.normal_(0, 0.1, generator=generator)
+    return network
 
 
 def reference_of(case, network, ranks):
@@ -111,7 +115,7 @@ def setting(case, ranks, **how):
     """Returns a learner with its batch and rollouts."""
     network = network_of(case)
     batch, rollouts = stored(case, network)
-    update = Update(lr=1e-3, budget=case.budget, **how)
+    update = Update(**{"lr": 1e-3, "budget": case.budget, **how})
     return Learner(network, case.objective, update, ranks=ranks), batch, rollouts
 
 
@@ -132,13 +136,29 @@ def trained(name, ranks, folder):
     }
 
 
+def narrow(ranks):
+    """Returns the losses of bf16, one row a cut, and the types of what is stepped on."""
+    found = {}
+    for name in ("untied", "scalar, head and reference"):
+        case, rows = TRAINED[name], []
+        for budget in (40, 60, 4000) if ranks.size == 1 else (40,):
+            how = {"precision": "bf16", "lr": 1e-4, "budget": budget}
+            learner, batch, rollouts = setting(case, ranks, **how)
+            other = reference_of(case, learner.network, ranks)
+            steps = [learner.update(batch, rollouts, reference=other) for _ in range(STEPS)]
+            rows.append([step.loss for step in steps])
+        types = sorted({str(weight.dtype) for weight in learner.parameters})
+        found[name] = {"losses": rows, "types": types}
+    return found
+
+
 def poisoned(ranks):
     """Returns what three steps came to, of which the last rank spoils the second; then two more."""
     learner, batch, rollouts = setting(TRAINED["tied"], ranks, patience=2)
 
-    def spoil(_module, _inputs, policy):
+    def spoil(_module, _inputs, loss):
         if spoilt and ranks.rank == ranks.size - 1:
-            policy.logp.register_hook(lambda slope: slope * float("nan"))
+            loss.register_hook(lambda slope: slope * float("nan"))
 
     spoilt = False
     learner.network.register_forward_hook(spoil)
@@ -185,6 +205,11 @@ def gathered(ranks):
     learner.update(batch, rollouts)
     plain.load_state_dict(whole(network))
     found["after a step"] = same(score(network, rollouts, ranks=ranks), score(plain, rollouts))
+    case = TRAINED["lora"]
+    plain, (learner, _, rollouts) = network_of(case), setting(case, ranks)
+    learner.update(*setting(case, ALONE)[1:])  # its adapter is now other than none
+    bare = score(Unadapted(learner.network), rollouts, Needs(), ranks=ranks)
+    found["adapter off"] = same(bare, score(Unadapted(plain), rollouts, Needs()))
     return found
 
 
@@ -221,14 +246,14 @@ def differing(ranks):
 def everything(ranks, folder):
     """Returns what each case came to on this rank."""
     found = {name: trained(name, ranks, folder) for name in TRAINED}
-    return found | {case.__name__: case(ranks) for case in (poisoned, gathered, differing)}
+    return found | {case.__name__: case(ranks) for case in (narrow, poisoned, gathered, differing)}
 
 
 def main():
     """Writes what each case came to on this rank."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with joined(cuda=False, timeout=60) as ranks:
+    with joined(cuda=False, timeout=240) as ranks:
         found = everything(ranks, folder)
         (folder / f"{ranks.rank}.json").write_text(json.dumps(found))
 

@@ -1,10 +1,12 @@
 """N ranks come to what one comes to: in one process, and under torchrun with FSDP2 on the CPU."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,28 +98,32 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         device_of(True)
 
 
+@contextmanager
 def launched(folder):
-    """Starts the worker on two ranks."""
+    """Runs the worker on two ranks; gives the process, whose words go to a file in the folder."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [sys.executable, *command, HERE / "ranks_worker.py", folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    with (folder / "said").open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command, HERE / "ranks_worker.py", folder],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Returns what each rank of two found, and one alone, with the folders of their weights."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    process = launched(two)
-    try:
+    with launched(two) as process:
         alone = worker.everything(ALONE, one)
-        _, said = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
+        code = process.wait(timeout=LIMIT)
+    assert code == 0, (two / "said").read_text()
     ranks = [json.loads((two / f"{rank}.json").read_text()) for rank in range(2)]
     return {"ranks": ranks, "alone": alone, "two": two, "one": one}
 
@@ -156,8 +162,29 @@ def test_two_ranks_end_at_the_weights_of_one(name, found):
     for weights in (ours, theirs, start):
         for name_of_weight in [one for one in weights if one.endswith(BLIND)]:
             del weights[name_of_weight]
-    apart = worker.distance(ours, theirs) / worker.distance(theirs, start)
-    assert apart < (1e-9 if "float64" in name else 1e-4)
+    share = worker.distance(ours, theirs) / worker.distance(theirs, start)
+    assert share < (1e-9 if "float64" in name else 1e-4)
+
+
+def apart(ours, theirs):
+    """Returns how far two runs' losses are apart, on average over the steps."""
+    return sum(abs(mine - other) for mine, other in zip(ours, theirs, strict=True)) / len(ours)
+
+
+@pytest.mark.slow
+def test_in_bf16_two_ranks_are_as_near_to_one_as_two_cuts_are_to_each_other(found):
+    between, beside = [0.0] * 3, [0.0] * 3
+    for name, alone in found["alone"]["narrow"].items():
+        ours = found["ranks"][0]["narrow"][name]
+        exact = found["alone"][name]["loss"][0]
+        assert ours["types"] == alone["types"] == ["torch.float32"]
+        (two,), cuts = ours["losses"], alone["losses"]
+        assert_close(two[0], cuts[0][0], rtol=0, atol=1e-6)
+        assert abs(two[0] - exact) > 1e-4
+        pairs = itertools.combinations(cuts, 2)
+        between = [total + apart(*pair) for total, pair in zip(between, pairs, strict=True)]
+        beside = [total + apart(two, cut) for total, cut in zip(beside, cuts, strict=True)]
+    assert min(beside) <= max(between)
 
 
 @pytest.mark.slow
@@ -172,7 +199,9 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["out", "tied", "score", "in", "used", "after a step"])
+@pytest.mark.parametrize(
+    "what", ["out", "tied", "score", "in", "used", "after a step", "adapter off"]
+)
 def test_whole_weights_go_out_and_in_bit_for_bit(what, found):
     assert found["ranks"][0]["gathered"][what]
     assert found["ranks"][1]["gathered"][what]

@@ -228,4 +228,4 @@ def bench_model(
     """
     from logratio.lab import shapes
 
-    print(f"{shape}: {shapes.write(shape, folder):,} weights in {folder}")
+    print(f"{shape}: {shapes.write(shapes.made(shape), folder):,} weights in {folder}")

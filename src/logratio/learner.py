@@ -151,6 +151,7 @@ class Learner:
             self.masters.refresh()
         elif self.bad >= self.how.patience:
             raise Stopped(f"{self.bad} gradients in a row were not finite: the last loss is {loss}")
+        self.optimizer.zero_grad(set_to_none=True)  # sampling comes next, and needs the memory
         return length, finite
 
     @contextmanager

@@ -82,10 +82,8 @@ def joined(*, cuda: bool | None = None, timeout: float = 600.0) -> Generator[Ran
         return
     kinds = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(kinds, timeout=timedelta(seconds=timeout))
-    try:
-        yield Ranks(rank=rank, size=size, device=device)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(rank=rank, size=size, device=device)
+    dist.destroy_process_group()  # after an error it could wait for ranks that wait for this one
 
 
 def device_of(cuda: bool) -> torch.device:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from logratio.settings import AtLeastOne, AtLeastZero, Fraction, Refused, Share, check_settings
 
+Columns = Sequence[int] | Int[Tensor, " E"]
+
 BLOCK = 256  # entries summed together before the one block that holds the draw is opened
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64, as signed 64-bit numbers
 MIXERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
@@ -79,7 +81,7 @@ def draw(
     uniform: Float[Tensor, " N"],
     sampling: Sampling,
     *,
-    banned: Sequence[int] = (),
+    banned: Columns = (),
     where: Bool[Tensor, " N"] | None = None,
 ) -> Drawn:
     """Returns a token of each row of raw logits, by inverting the row's cumulative distribution.
@@ -109,12 +111,13 @@ def draw(
 
 
 def without(
-    rows: Float[Tensor, "N V"], ids: Sequence[int], where: Bool[Tensor, " N"] | None, value: float
+    rows: Float[Tensor, "N V"], ids: Columns, where: Bool[Tensor, " N"] | None, value: float
 ) -> Float[Tensor, "N V"]:
     """Returns rows with a value in the columns `ids`, in the rows named or in all."""
-    if not ids or (where is not None and not bool(where.any())):
+    here = rows.device.type == "cpu"  # elsewhere a look costs more than the copy
+    if not len(ids) or (here and where is not None and not bool(where.any())):
         return rows
-    columns = torch.tensor(ids, device=rows.device)
+    columns = torch.as_tensor(ids, device=rows.device)
     if where is None:
         return rows.index_fill(1, columns, value)
     return rows.index_copy(1, columns, rows[:, columns].masked_fill(where[:, None], value))

@@ -17,8 +17,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from logratio.model.backbone import Route
 from logratio.records import Rollout
 
+TREE = Route(name="tree", why="the probe takes longer than a small test")
 VOCABULARY = 50
 SHAPE = {
     "num_hidden_layers": 2,
@@ -31,29 +33,49 @@ SHAPE = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-WINDOW = {**SHAPE, "num_hidden_layers": 7, "sliding_window": 6, "head_dim": 8}
+WINDOW = {
+    **SHAPE,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 6,
+    "head_dim": 8,
+    "tie_word_embeddings": False,
+}
 
 
-def models() -> dict[str, PreTrainedModel]:
-    """Returns one model for each way of attending: learned, rotary, grouped, windowed, untied."""
-    gpt2 = GPT2Config(
+def gpt2() -> PreTrainedModel:
+    """Returns a model with learned positions and tied embeddings."""
+    config = GPT2Config(
         **{name: SHAPE[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")},
         n_layer=2, n_head=4, n_embd=32, n_positions=64,
         attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0,
     )  # fmt: skip
-    grouped = Qwen2Config(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True)
-    windowed = Gemma3TextConfig(**WINDOW, num_key_value_heads=2, query_pre_attn_scalar=8)
-    made = {
-        "gpt2": GPT2LMHeadModel(gpt2),
-        "qwen2": Qwen2ForCausalLM(grouped),
-        "gemma3": Gemma3ForCausalLM(windowed),
-        "gpt_neox": GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE)),
-    }
-    scales = {
-        "gpt2": {"gain": 4.0}, "qwen2": {"seed": 1, "gain": 2.0}, "gemma3": {"seed": 2, "table": 1.0},
-        "gpt_neox": {},
-    }  # fmt: skip
-    return {name: loud(model, **scales[name]) for name, model in made.items()}
+    return loud(GPT2LMHeadModel(config), gain=4.0)
+
+
+def qwen2() -> PreTrainedModel:
+    """Returns a model with rotary positions, grouped heads and tied embeddings."""
+    config = Qwen2Config(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True)
+    return loud(Qwen2ForCausalLM(config), 1, gain=2.0)
+
+
+def gemma3() -> PreTrainedModel:
+    """Returns a model with sliding windows."""
+    config = Gemma3TextConfig(**WINDOW, num_key_value_heads=2, query_pre_attn_scalar=8)
+    return loud(Gemma3ForCausalLM(config), 1, gain=2.0, table=1.0)
+
+
+def gpt_neox() -> PreTrainedModel:
+    """Returns a model with an output layer of its own and attention beside the other layer."""
+    return loud(GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE)))
+
+
+MAKERS = {"gpt2": gpt2, "qwen2": qwen2, "gemma3": gemma3, "gpt_neox": gpt_neox}
+
+
+def models() -> dict[str, PreTrainedModel]:
+    """Returns a fresh model for each way of attending."""
+    return {name: make() for name, make in MAKERS.items()}
 
 
 def loud(

@@ -1,11 +1,12 @@
 """LoRA: small matrices learn, the rest is frozen, and with the adapter off it is what it was."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from model.models import models, rollouts, tokens_of
+from model.models import MAKERS, TREE, gpt2, gpt_neox, qwen2, rollouts, tokens_of
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
@@ -28,15 +29,16 @@ from logratio.settings import Refused
 
 ROWS = rollouts((0, 5, 4), (1, 3, 6), (0, 5, 2))
 SMALL = Adapter(rank=4, alpha=8.0)
+tree = partial(Network, route=TREE)
 EXACT = {"rtol": 0, "atol": 0}
-every_model = pytest.mark.parametrize("name", models())
+every_model = pytest.mark.parametrize("name", MAKERS)
 # peft asks transformers for a property that transformers has renamed
 old_name = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
 def adapted(name, how=SMALL):
     """Returns a model whose adapter says something: a fresh one says nothing."""
-    model = models()[name]
+    model = MAKERS[name]()
     adapter.add(model, how)
     generator = torch.Generator().manual_seed(1)
     for layer in adapter.layers(model).values():
@@ -46,12 +48,12 @@ def adapted(name, how=SMALL):
 
 def logp(model, rows=ROWS):
     """Returns the log-probs of the rows."""
-    return score(Network(model, Needs()), rows)["logp"]
+    return score(tree(model, Needs()), rows)["logp"]
 
 
 @every_model
 def test_a_fresh_adapter_changes_nothing_and_is_all_that_learns(name):
-    model, plain = models()[name], models()[name]
+    model, plain = MAKERS[name](), MAKERS[name]()
     adapter.add(model, SMALL)
     assert_close(logp(model), logp(plain), **EXACT)
     assert not model.training
@@ -72,7 +74,7 @@ def test_the_seed_decides_and_leaves_the_seed_alone():
 
 
 def adapter_of(seed):
-    model, before = models()["gpt2"], torch.random.get_rng_state()
+    model, before = gpt2(), torch.random.get_rng_state()
     adapter.add(model, SMALL, seed=seed)
     assert torch.equal(torch.random.get_rng_state(), before)
     return next(one for name, one in model.named_parameters() if "lora_A" in name)
@@ -81,7 +83,7 @@ def adapter_of(seed):
 @every_model
 def test_off_it_is_the_model_that_was(name):
     model = adapted(name)
-    network, plain = Network(model, Needs()), logp(models()[name])
+    network, plain = Network(model, Needs()), logp(MAKERS[name]())
     frozen = next(one for name, one in model.named_parameters() if ".lora_A" in name)
     frozen.requires_grad_(False)
     flags = [one.requires_grad for one in model.parameters()]
@@ -99,7 +101,7 @@ def test_off_it_is_the_model_that_was(name):
 def test_the_reference_on_the_same_pack_is_a_second_copy(name):
     """KL and its gradient are those against a copy of the base, which is not there."""
     needs = Needs(policy=frozenset(["kl", "logit"]))
-    network, copy = Network(adapted(name), needs), Network(models()[name], Needs())
+    network, copy = tree(adapted(name), needs), tree(MAKERS[name](), Needs())
     pack = packs(ROWS, budget=100)[0]
     learns = [one for one in network.parameters() if one.requires_grad]
     found = []
@@ -112,7 +114,7 @@ def test_the_reference_on_the_same_pack_is_a_second_copy(name):
 
 
 def test_a_reader_asks_for_what_it_needs():
-    network = Network(adapted("qwen2"), Needs(policy=frozenset(["kl"])))
+    network = tree(adapted("qwen2"), Needs(policy=frozenset(["kl"])))
     asked = Needs(policy=frozenset(["logit"]))
     assert set(score(Unadapted(network, asked), ROWS)) == {"logp", "logit"}
     with pytest.raises(Refused, match="`kl` is read off the reference's rows"):
@@ -127,12 +129,12 @@ def test_a_saved_adapter_comes_back_and_is_pefts_own(name, tmp_path):
     model = adapted(name)
     adapter.save(model, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {adapter.CONFIG, adapter.WEIGHTS}
-    again = models()[name]
+    again = MAKERS[name]()
     adapter.load(again, tmp_path)
     assert_close(logp(again), logp(model), **EXACT)
     flags = [one.requires_grad for one in model.parameters()]
     assert [one.requires_grad for one in again.parameters()] == flags
-    theirs = peft.PeftModel.from_pretrained(models()[name], str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(MAKERS[name](), str(tmp_path))
     ids = tokens_of(model, 2, 9)
     assert_close(theirs(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
 
@@ -163,11 +165,11 @@ def test_a_merged_model_is_a_plain_one_with_the_same_greedy_text(preset, tmp_pat
 @every_model
 def test_the_base_costs_its_weights_only(name):
     """No gradient, no optimiser state, and after steps it is the same to the bit."""
-    model = models()[name].float()
+    model = MAKERS[name]().float()
     base = {name: one.clone() for name, one in model.state_dict().items()}
     adapter.add(model, SMALL)
     rows = [Graded(rollout=one, verdict=Verdict(reward=1.0)) for one in ROWS]
-    learner = Learner(Network(model, sft.declared()), sft, Update(lr=1e-2))
+    learner = Learner(tree(model, sft.declared()), sft, Update(lr=1e-2))
     batch = collate(rows, sft)
     losses = [learner.update(batch, ROWS).loss for _ in range(5)]
     assert losses[-1] < losses[0] - 0.1
@@ -180,7 +182,7 @@ def test_the_base_costs_its_weights_only(name):
 
 
 def test_beside_16_bit_weights_the_adapter_is_wide():
-    model = models()["qwen2"].bfloat16()
+    model = qwen2().bfloat16()
     adapter.add(model, SMALL)
     kinds = {(".lora_" in name, one.dtype) for name, one in model.named_parameters()}
     assert kinds == {(False, torch.bfloat16), (True, torch.float32)}
@@ -188,7 +190,7 @@ def test_beside_16_bit_weights_the_adapter_is_wide():
 
 @every_model
 def test_the_engine_samples_from_the_adapted_policy(name):
-    network = Network(adapted(name).float(), Needs(policy=frozenset(["entropy"])), temperature=0.7)
+    network = tree(adapted(name).float(), Needs(policy=frozenset(["entropy"])), temperature=0.7)
     engine = Local(network, ends=[0], slots=4)
     assert isinstance(engine, Engine)
     problems = [
@@ -207,8 +209,8 @@ def test_the_engine_samples_from_the_adapted_policy(name):
 
 def test_dropout_is_for_training_mode_only():
     model = adapted("qwen2", Adapter(rank=4, dropout=0.5))
-    network, pack = Network(model, Needs()), packs(ROWS, budget=100)[0]
-    said, plain = network(pack).logp, logp(models()["qwen2"])
+    network, pack = tree(model, Needs()), packs(ROWS, budget=100)[0]
+    said, plain = network(pack).logp, logp(qwen2())
     network.train()
     noisy = [network(pack).logp for _ in range(2)]
     assert not torch.equal(*noisy)
@@ -218,7 +220,7 @@ def test_dropout_is_for_training_mode_only():
 
 
 def test_some_layers_can_be_chosen():
-    model = models()["qwen2"]
+    model = qwen2()
     adapter.add(model, Adapter(modules=("q_proj", "layers.1.mlp.up_proj")))
     assert sorted(adapter.layers(model)) == [
         "model.layers.0.self_attn.q_proj",
@@ -230,27 +232,27 @@ def test_some_layers_can_be_chosen():
 def test_what_can_not_be_adapted_is_refused():
     for modules in (("lm_head",), ("embed_tokens",), ("proj",)):
         with pytest.raises(Refused, match=f"names `{modules[0]}`, but the linear layers other"):
-            adapter.add(models()["qwen2"], Adapter(modules=modules))
+            adapter.add(qwen2(), Adapter(modules=modules))
     for wrong in ({"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}):
         with pytest.raises(Refused, match=f"`{next(iter(wrong))}` is "):
             Adapter(**wrong)
     with pytest.raises(Refused, match="it can have one only"):
         adapter.add(adapted("qwen2"), SMALL)
-    plain = models()["qwen2"]
+    plain = qwen2()
     with pytest.raises(Refused, match="can not be its own reference"):
-        Unadapted(Network(plain, Needs()))
+        Unadapted(tree(plain, Needs()))
     with pytest.raises(Refused, match="no adapter to be saved"):
         adapter.save(plain, Path())
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(Refused, match=r"has no adapter_config.json"):
-        adapter.load(models()["gpt2"], tmp_path)
+        adapter.load(gpt2(), tmp_path)
     adapter.save(adapted("qwen2"), tmp_path)
     config = json.loads((tmp_path / adapter.CONFIG).read_text())
     (tmp_path / adapter.CONFIG).write_text(json.dumps({**config, "r": 8}))
     with pytest.raises(Refused, match=r"has shape \[4, 64\], but here it is \[8, 64\]"):
-        adapter.load(models()["qwen2"], tmp_path)
+        adapter.load(qwen2(), tmp_path)
     for change, said in (  # of a model whose embeddings are not tied: peft warns where they are
         ({"modules_to_save": ["lm_head"]}, "is more than plain LoRA"),
         ({"use_dora": True}, "logratio has plain LoRA"),
@@ -260,7 +262,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
         changed = {**config, "target_modules": ["dense"], **change}
         (tmp_path / adapter.CONFIG).write_text(json.dumps(changed))
         with pytest.raises(Refused, match=said):
-            adapter.load(models()["gpt_neox"], tmp_path)
+            adapter.load(gpt_neox(), tmp_path)
     (tmp_path / adapter.WEIGHTS).rename(tmp_path / "adapter_model.bin")
     with pytest.raises(Refused, match="from safetensors only"):
-        adapter.load(models()["qwen2"], tmp_path)
+        adapter.load(qwen2(), tmp_path)

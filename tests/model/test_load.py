@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from logratio.model.load import PRESETS, Loaded, checked, end_tokens, load, save
+from logratio.model.load import PRESETS, checked, end_tokens, load, save
 from logratio.settings import Refused
 
 every_preset = pytest.mark.parametrize("name", PRESETS)

@@ -3,7 +3,7 @@
 import pytest
 from model.models import rollouts
 
-from logratio.model.pack import pack, packs, tokens_of, units_of
+from logratio.model.pack import cuts, even, pack, packs, tokens_of, units_of
 from logratio.settings import Refused
 
 
@@ -42,6 +42,26 @@ def test_a_unit_is_never_parted():
     rows = rollouts(*[(0, 4, 3)] * 4)
     made = packs(rows, budget=10, units=[[0, 1, 2], [3]])
     assert [one.rows.tolist() for one in made] == [[0, 1, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks", "packs_made"),
+    [
+        (1000, 1, [8]),
+        (1000, 2, [4, 4]),  # one turn: halves, not all and nothing
+        (1000, 3, [3, 3, 2]),
+        (19, 2, [4, 4]),  # not five and three
+        (13, 2, [2, 2, 2, 2]),  # two turns, not three and three, two and nothing
+        (7, 2, [1] * 8),
+        (1000, 20, [1] * 8),
+    ],
+)
+def test_the_turns_of_several_ranks_are_even(budget, ranks, packs_made):
+    rows = rollouts(*[(0, 4, 3)] * 8)
+    units = [[row] for row in range(8)]
+    found = even(rows, units, budget=budget, ranks=ranks)
+    assert found <= budget
+    assert [len(rows_of) for rows_of in cuts(rows, budget=found, units=units)] == packs_made
 
 
 def test_units():

@@ -124,8 +124,8 @@ class Transformers:
             generation_config=config,
             logits_processor=LogitsProcessorList([drawing]),
         )
-        for row, tokens in zip(rows, drawing.tokens(), strict=True):
-            tokens = tokens[: row.left(sampling)]
+        for row, drawn in zip(rows, drawing.tokens(), strict=True):
+            tokens = drawn[: row.left(sampling)]
             ended = [place for place, (token, *_) in enumerate(tokens) if token in self.ends]
             row.tokens += tokens[: ended[0] + 1] if ended else tokens
 
@@ -184,7 +184,7 @@ class Drawing(LogitsProcessor):
             for name in ("ids", "old", "behaviour", "entropy")
         ]
         rows = cast(list[list[list[float]]], torch.stack(parts, 2).tolist())
-        return [[(int(token), *numbers) for token, *numbers in row] for row in rows]
+        return [[(int(one[0]), one[1], one[2], one[3]) for one in row] for row in rows]
 
 
 def told(rollout: Rollout) -> list[Token]:

@@ -16,6 +16,8 @@ from transformers import (
 from logratio.model.load import Loaded, byte_tokenizer, save
 from logratio.settings import Refused, unknown
 
+Shaping = Callable[[Mapping[str, Any]], PreTrainedModel]
+
 
 def gpt2(ends: Mapping[str, Any]) -> PreTrainedModel:
     """Returns GPT-2's smallest model, 124 million weights, with its dropout off."""
@@ -32,7 +34,7 @@ def qwen2(ends: Mapping[str, Any], **sizes: int) -> PreTrainedModel:
     return Qwen2ForCausalLM(config)
 
 
-def sized(**sizes: int) -> Callable[[Mapping[str, Any]], PreTrainedModel]:
+def sized(**sizes: int) -> Shaping:
     """Returns what makes a Qwen2 of these sizes."""
     return lambda ends: qwen2(ends, **sizes)
 
@@ -41,7 +43,7 @@ SMALL = {
     "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 1024,
     "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
-SHAPES: Mapping[str, Callable[[Mapping[str, Any]], PreTrainedModel]] = {
+SHAPES: Mapping[str, Shaping] = {
     "gpt2": gpt2,
     "qwen2-4.5m": sized(vocab_size=2048, **SMALL),
     "w0": sized(vocab_size=32000, **SMALL),
@@ -60,6 +62,11 @@ def made(name: str, *, seed: int = 0) -> Loaded:
     """Returns a model of a named shape, and a tokenizer of single bytes."""
     if name not in SHAPES:
         raise Refused(unknown("shape", name, SHAPES, owner="bench model"))
+    return grown(SHAPES[name], seed=seed)
+
+
+def grown(shape: Shaping, *, seed: int = 0) -> Loaded:
+    """Returns a model with random weights from a seed, and a tokenizer of single bytes."""
     tokenizer = byte_tokenizer()
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -67,13 +74,12 @@ def made(name: str, *, seed: int = 0) -> Loaded:
         "pad_token_id": tokenizer.pad_token_id,
     }
     torch.manual_seed(seed)
-    return Loaded(SHAPES[name](ends).eval(), tokenizer)
+    return Loaded(shape(ends).eval(), tokenizer)
 
 
-def write(name: str, folder: Path, *, seed: int = 0) -> int:
-    """Writes a model of a named shape into a new folder; returns how many weights it has."""
+def write(loaded: Loaded, folder: Path) -> int:
+    """Writes a model into a new folder; returns how many weights it has."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"`{folder}` is there already, but it must be a new or an empty folder")
-    loaded = made(name, seed=seed)
     save(loaded, folder)
     return sum(parameter.numel() for parameter in loaded.model.parameters())

@@ -5,7 +5,7 @@ as right-padded rows, a prompt with one completion each, through its own attenti
 the right of a token changes nothing in a causal model, so no mask and no positions are passed.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -54,7 +54,8 @@ def hidden_states(model: PreTrainedModel, pack: Pack, route: Name) -> Float[Tens
             found = body(input_ids=pack.ids, position_ids=pack.positions, use_cache=False)
         return found.last_hidden_state[0]
     rows = rows_of(pack)
-    ids = torch.where(rows < 0, 0, pack.ids[0][rows])
+    # padded with a row's own first token: a pad token would have the library warn of its mask
+    ids = pack.ids[0][torch.where(rows < 0, rows[:, :1], rows)]
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)[found_in(rows, pack.ids.shape[1])]
 
@@ -96,12 +97,14 @@ def room_of(model: PreTrainedModel) -> int | None:
     and a token on what came after it, so only the part before the change is served.
     """
     config: Any = model.config.get_text_config()
-    room: int | None = getattr(config, "max_position_embeddings", None)
-    rope = cast(Mapping[str, Any], getattr(config, "rope_parameters", None) or {})
-    for one in (rope, *rope.values()):
-        if isinstance(one, Mapping) and one.get("rope_type") in STRETCHED:
-            room = int(one.get("original_max_position_embeddings") or room or 0)
-    return room
+    rooms: list[int | None] = [getattr(config, "max_position_embeddings", None)]
+    rope = cast(dict[str, Any], getattr(config, "rope_parameters", None) or {})
+    # one table, or one for each kind of layer
+    tables = [rope, *(cast(dict[str, Any], one) for one in rope.values() if isinstance(one, dict))]
+    for table in tables:
+        if table.get("rope_type") in STRETCHED:
+            rooms.append(table.get("original_max_position_embeddings"))
+    return min((room for room in rooms if room is not None), default=None)
 
 
 def check_room(model: PreTrainedModel, trees: Iterable[Tree]) -> None:

@@ -172,9 +172,10 @@ class Slopes:
         """Adds what some rows' slopes in their raw logits come to."""
         if self.on_hidden is not None:
             torch.mm(slope, self.weight, out=self.on_hidden[some])
-        if self.wanted[0]:
-            part = slope.T @ self.hidden[some]
-            self.on_weight = added(self.on_weight, part, self.wide)
+        if self.wanted[0] and self.on_weight is not None and slope.dtype == self.wide:
+            self.on_weight.addmm_(slope.T, self.hidden[some])  # and no second [V, D] beside it
+        elif self.wanted[0]:
+            self.on_weight = added(self.on_weight, slope.T @ self.hidden[some], self.wide)
         if self.wanted[1]:
             self.on_bias = added(self.on_bias, slope.sum(0, dtype=self.wide), self.wide)
 

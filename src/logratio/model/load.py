@@ -65,7 +65,7 @@ def check_weights(found: Mapping[str, Any], source: str) -> None:
     """Refuses a model some of whose weights were not in its files: they would be random."""
     shapes = {name: f"has shape {list(here)}, but must have {list(there)}"
               for name, here, there in found["mismatched_keys"]}  # fmt: skip
-    wrong = {name: "is missing" for name in found["missing_keys"]} | shapes
+    wrong = dict.fromkeys(found["missing_keys"], "is missing") | shapes
     if wrong:
         name = min(wrong)
         raise Refused(f"`model` is `{source}`, whose files do not hold {len(wrong)} of its "

@@ -80,6 +80,7 @@ class Network(nn.Module):
             nn.init.zeros_(cast(nn.Linear, head).bias)
         self.scalars = Scalars(needs.scalars)
         self.readout = readout_of(model, temperature)
+        self.train(model.training)  # else whoever restores this mode turns the model's dropout on
 
     def hidden(self, pack: Pack) -> Float[Tensor, "N D"]:
         """Returns the last hidden state of every token of a pack."""
@@ -193,6 +194,7 @@ def rows_of(policy: Policy, some: slice) -> Policy:
     return replace(
         policy,
         logp=policy.logp[some],
+        heads={name: values[some] for name, values in policy.heads.items()},
         statistics={name: values[some] for name, values in policy.statistics.items()},
     )
 

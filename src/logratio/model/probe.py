@@ -22,6 +22,7 @@ from logratio.model.attention import How, TreePlan, planned
 from logratio.model.backbone import (
     Route,
     backbone_of,
+    check_room,
     evaluating,
     found_in,
     hidden_states,
@@ -71,6 +72,14 @@ class Read:
         return all(bool((a - b).abs().max() <= share * b.abs().max()) for a, b in pairs)
 
 
+@dataclass(frozen=True)
+class Truth:
+    """A text, and what is true of it."""
+
+    text: Pack
+    read: Read
+
+
 _known = WeakKeyDictionary[PreTrainedModel, Route]()
 
 
@@ -84,32 +93,41 @@ def route_of(model: PreTrainedModel) -> Route:
 def probe(model: PreTrainedModel) -> Route:
     """Returns how the model is served exactly; refuses one for which neither route is."""
     half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-    windows, why = probed(model, HALF if half else REAL)
+    windows, why = probed(model, truth_of(model), HALF if half else REAL)
     if why is None:
         try:
             small = twin(model)
+            truth = truth_of(small)
         except Exception as error:
+            # an architecture that is not known can fail in any way: then it takes the rows
             why = f"it can not be made small for a probe beyond its windows: {said(error)}"
         else:
-            seen, why = probed(small, TWIN)
+            seen, why = probed(small, truth, TWIN)
             if why is None and not windows <= seen:
                 why = "its windows can not be probed: its small twin has none"
     if why is None:
-        return Route(name="tree", why="in a pack and token by token it says what it says alone")
+        return Route(name="tree", why="exact in a pack and token by token")
     return Route(name="rows", why=why)
 
 
-def probed(model: PreTrainedModel, share: float) -> tuple[set[bool], str | None]:
-    """Returns whether layers with and without windows were seen, and why trees are not exact."""
+def truth_of(model: PreTrainedModel) -> Truth:
+    """Returns a text and what the model's own eager forward says of it, each sequence alone."""
+    text = sample(model)
+    check_room(model, text.trees)
     with evaluating(model):
-        text = sample(model)
-        truth = read(model, text, lambda leaf: alone(model, text, leaf))
+        return Truth(text, read(model, text, lambda leaf: alone(model, text, leaf)))
+
+
+def probed(model: PreTrainedModel, truth: Truth, share: float) -> tuple[set[bool], str | None]:
+    """Returns whether layers with and without windows were seen, and why trees are not exact."""
+    text = truth.text
+    with evaluating(model):
         rows = read(model, text, lambda leaf: in_rows(model, text, leaf))
-        if not rows.near(truth, share):
+        if not rows.near(truth.read, share):
             raise Refused(f"`model` is a {type(model).__name__}, whose logits are not its last "
                           "hidden states through its output layer with the scale and cap of its "
                           "config: it can not be trained exactly")  # fmt: skip
-        return in_trees(model, text, truth, share)
+        return in_trees(model, text, truth.read, share)
 
 
 def in_trees(
@@ -127,7 +145,8 @@ def in_trees(
     count = model.config.get_text_config().num_hidden_layers
     for plan in plans:
         if sorted(how.layer for how in plan.layers) != list(range(count)):
-            return set(), f"our attention is called {len(plan.layers)} times in {count} layers"
+            called = len(plan.layers)
+            return set(), f"{count} layers call our attention {called} times, not once each"
     seen = {how.window is not None for how in plans[0].layers}
     if not packed.near(truth, share):
         return seen, "in a pack, its logits or gradients are not those of each sequence alone"
@@ -231,7 +250,8 @@ def sample(model: PreTrainedModel) -> Pack:
     words = model.config.get_text_config().vocab_size
 
     def drawn(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(1, words, (count,), generator=generator).tolist())
+        ids = torch.randint(1, words, (count,), generator=generator)
+        return tuple(cast(list[int], ids.tolist()))
 
     prompts = {number: drawn(length) for number, length, _ in SHAPES}
     made = [

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
-    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -25,13 +24,16 @@ from logratio.ranks import Ranks
 def shard(network: Network, ranks: Ranks, *, dtype: torch.dtype | None = None) -> None:
     """Leaves each rank its part of every parameter; all ranks must have loaded the same ones.
 
-    With a `dtype` the model computes in it, on parameters kept and gradients summed as they were;
-    heads and scalars are small and count for much, so they compute as they are.
+    With a `dtype` the model computes in it, and what is not trained is kept in it; what is trained
+    stays as it is, and its gradient is summed in float32. Heads and scalars compute as they are.
     """
     sums = tuple(float(weight.detach().sum(dtype=torch.float64)) for weight in network.parameters())
     ranks.check_same("model", sums)
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     narrow = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
+    for weight in network.model.parameters():
+        if dtype is not None and not weight.requires_grad:
+            weight.data = weight.data.to(dtype)
     kinds = cast(Any, network.model)._no_split_modules or ()
     for layer in list(network.model.modules()):
         if type(layer).__name__ in kinds:
@@ -60,10 +62,10 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Writes full weights, which all ranks have, into a module; the names must be its own."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # what was gathered for a forward without a backward is out of date
+    """Writes full weights, which all ranks have, into a module; the names must be its own.
+
+    `state_dict` drops what was gathered for a forward without a backward, which is now out of date.
+    """
     for name, weight in module.state_dict().items():
         given = weights[name]
         if isinstance(weight, DTensor):

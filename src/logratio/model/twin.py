@@ -81,12 +81,13 @@ def shrink(config: Any) -> None:
     wide, deep = config.hidden_size, config.num_hidden_layers
     few = min(heads, HEADS)
     old: dict[str, Any] = config.to_dict()
-    lists = {name: v for name, v in old.items() if isinstance(v, list | tuple) and len(v) == deep}
+    sized = [(name, cast(list[Any], v)) for name, v in old.items() if isinstance(v, list | tuple)]
+    lists = {name: values for name, values in sized if len(values) == deep}
     chosen = one_of_each(layers_of(lists, deep))
     for name, value in old.items():
         if name in lists:
             setattr(config, name, [lists[name][place] for place in chosen])
-        elif type(value) is int and value == wide:
+        elif type(value) is int and value == wide and "position" not in name:
             setattr(config, name, wide // heads * few)
         elif type(value) is int:
             setattr(config, name, limited(name, value))
@@ -96,7 +97,7 @@ def shrink(config: Any) -> None:
         config.num_key_value_heads = few if groups == heads else min(groups, max(few // 2, 1))
 
 
-def layers_of(lists: dict[str, Any], deep: int) -> list[tuple[Any, ...]]:
+def layers_of(lists: dict[str, list[Any]], deep: int) -> list[tuple[Any, ...]]:
     """Returns what the lists say of each layer; one whose entries all differ only numbers them."""
     told = [values for values in lists.values() if len(set(map(str, values))) < deep]
     return list(zip(*told, strict=True)) or [()] * deep

@@ -108,8 +108,8 @@ class Slots:
             table.rowwise(torch.bmm(table.grouped(asked), first.mT), heads),
             torch.bmm(asked.flatten(0, 1), own.mT).view(rows, heads, -1, own.shape[1]),
         ], -1)  # fmt: skip
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(how.scale)
-        share = wide.add_(self.mask(how.window, wide)).softmax(-1).to(value.dtype)
+        mask = self.mask(how.window, torch.promote_types(scores.dtype, torch.float32))
+        share = torch.add(mask, scores, alpha=how.scale).softmax(-1).to(value.dtype)
         left, right = share.split([first.shape[1], own.shape[1]], -1)
         out = torch.bmm(right.flatten(0, 1), mine).view(rows, heads, -1, mine.shape[2])
         out = out + table.rowwise(torch.bmm(table.grouped(left), other), heads)
@@ -123,14 +123,14 @@ class Slots:
         else:
             buffer[:rows, :, self.even] = new[:, :, 0]
 
-    def mask(self, window: int | None, like: Tensor) -> Float[Tensor, "R 1 1 S"]:
+    def mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "R 1 1 S"]:
         """Returns 0 where a row sees a column of its prompt or its suffix, else -inf."""
         if window not in self.masks:
             before = self.before[self.owner]
             place, seen = columns(self.length, before, self.prefix.tokens, self.suffix.tokens)
             if window is not None:
                 seen = seen & ((before + self.length)[:, None] - place < window)
-            hidden = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+            hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             self.masks[window] = hidden.masked_fill_(~seen, -torch.inf)[:, None, None]
         return self.masks[window]
 

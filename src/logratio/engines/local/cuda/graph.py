@@ -4,25 +4,23 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 
-from logratio.engines.local.forward import Forward
-from logratio.model.attention import How
+from logratio.model.attention import How, planned
+from logratio.model.backbone import backbone_of
+from logratio.model.twin import twin
 
 Step = Callable[[], None]
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96)  # rows of a captured step; then every 32
+SIZES = (0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 96)  # rows of a captured step; then every 32
 
 
 def size_of(rows: int) -> int:
     """Returns the least number of rows, of those that are captured, that holds so many.
 
-    >>> [size_of(rows) for rows in (1, 3, 25, 97, 512, 513)]
-    [1, 4, 32, 128, 512, 544]
+    >>> [size_of(rows) for rows in (0, 1, 3, 25, 97, 512, 513)]
+    [0, 1, 4, 32, 128, 512, 544]
     """
     return next((size for size in SIZES if size >= rows), -(-rows // 32) * 32)
 
@@ -79,16 +77,19 @@ class Blind:
         return torch.empty_like(states[0])
 
 
-def hindrance(model: Forward) -> str | None:
+def hindrance(model: PreTrainedModel) -> str | None:
     """Returns why a step of a model can not be captured; None where nothing is found.
 
-    Its forward is run on tensors without numbers, which refuse to be looked at by the host: rotary
+    Its small twin runs on tensors without numbers, which refuse to be looked at by the host: rotary
     tables that grow with the longest position do that, and experts that are called one by one.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    if any(type(part) is not nn.Parameter for part in model.parameters()):
+        return "its weights are sharded, and gathered anew for every step"
+    small = twin(model).to(model.dtype)
+    with FakeTensorMode(allow_non_fake_inputs=True), planned(small, Blind()):
         ids = torch.zeros(2, 1, dtype=torch.long, device=model.device)
         try:
-            model.hidden(ids, torch.zeros_like(ids), Blind())
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            return f"its forward looks at what it computes ({error.func})"
+            backbone_of(small)(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        except RuntimeError as error:
+            return f"its forward does not run without numbers: {str(error).splitlines()[0]}"
     return None

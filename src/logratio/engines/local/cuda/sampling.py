@@ -32,7 +32,7 @@ def one_block(logits, found, size, SHAPE: tl.constexpr):
     target = found + (row * tl.num_programs(1) + number) * 3
     tl.store(target, top.to(tl.float64))
     tl.store(target + 1, tl.sum(weight, 0))
-    tl.store(target + 2, tl.sum(tl.where(weight > 0, logit * weight, 0.0), 0))
+    tl.store(target + 2, tl.sum(tl.where(weight > 0, logit, 0.0) * weight, 0))
 
 
 @triton.jit

@@ -53,21 +53,20 @@ class Kept:
     @staticmethod
     def on_gpu(model: Forward) -> "Kept":
         """Returns what a GPU keeps; says so where a model's steps can not be captured."""
-        why = hindrance(model)
+        why = hindrance(model.model)
         if why is not None:
             warnings.warn(f"a token is launched operation by operation: {why}", stacklevel=2)
         return Kept(Kernels.triton(), Graphs if why is None else Eager)
 
     def ready(self, model: Forward, room: Room, ends: Tensor) -> None:
-        """Makes room; forgets captured steps where they would read what is elsewhere now."""
+        """Makes memory with that much room; anew where weights are elsewhere than they were."""
         parts = (*model.model.parameters(), *model.model.buffers())
         addresses = tuple(part.data_ptr() for part in parts)
-        if not self.room.holds(room):
-            self.room = Room(*map(max, self.room, room))
-            self.stage = Stage.of(self.room, ends, self.kernels.attention)
-        elif addresses == self.addresses:
+        if self.room.holds(room) and addresses == self.addresses:
             return
-        self.addresses, self.steps = addresses, self.repeat()
+        self.room, self.addresses = Room(*map(max, self.room, room)), addresses
+        self.stage = Stage.of(self.room, ends, self.kernels.attention)
+        self.steps = self.repeat()
 
 
 class Strides(Decoding):
