@@ -94,10 +94,8 @@ def drifted(one: Found) -> str:
 
 def drift(one: Found) -> float:
     """Returns by how much the best bf16 product differed between a row's processes."""
-    rates = [
-        max(record["ceilings"]["matmul_gflops"]["bf16"].values())
-        for record in Side(one, "ours").records
-    ]
+    routes = [record["ceilings"]["matmul_gflops"] for record in Side(one, "ours").records]
+    rates = [max(max(of.values()) for of in one.values()) for one in routes]
     return 1 - min(rates) / max(rates)
 
 
@@ -150,7 +148,14 @@ def theirs(found: Sequence[Found]) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in side.records[0]["tokens"].items())
         own = ", ".join(f"{name} {count}" for name, count in ours.records[0]["tokens"].items())
         rows.append([row_of(one).name, phases, tried, str(one["sweep"]["best"]), counts, own])
-    heads = ["row", "seconds", "training of one row by batch", "taken", "tokens of TRL", "tokens of ours"]
+    heads = [
+        "row",
+        "seconds",
+        "training of one row by batch",
+        "taken",
+        "tokens of TRL",
+        "tokens of ours",
+    ]
     return table(heads, rows)
 
 

@@ -73,7 +73,8 @@ GPT2 = [
         wanted=6.0),
     Row(name="w1a", model="gpt2", prompts=4, group=8, prompt_tokens=64, completion_tokens=64,
         wanted=4.0),
-    Row(name="w1b", model="gpt2", prompts=4, group=8, prompt_tokens=128, completion_tokens=32, theirs=1),
+    Row(name="w1b", model="gpt2", prompts=4, group=8, prompt_tokens=128, completion_tokens=32,
+        theirs=1),
     Row(name="w2", model="gpt2", prompts=1, group=16, prompt_tokens=512, completion_tokens=128,
         ours=3, theirs=1, wanted=8.0),
 ]  # fmt: skip

@@ -140,16 +140,24 @@ def narrow(ranks):
     """Returns the losses of bf16, one row a cut, and the types of what is stepped on."""
     found = {}
     for name in ("untied", "scalar, head and reference"):
-        case, rows = TRAINED[name], []
+        case, rows, types = TRAINED[name], [], set()
         for budget in (40, 60, 4000) if ranks.size == 1 else (40,):
             how = {"precision": "bf16", "lr": 1e-4, "budget": budget}
             learner, batch, rollouts = setting(case, ranks, **how)
             other = reference_of(case, learner.network, ranks)
             steps = [learner.update(batch, rollouts, reference=other) for _ in range(STEPS)]
             rows.append([step.loss for step in steps])
-        types = sorted({str(weight.dtype) for weight in learner.parameters})
-        found[name] = {"losses": rows, "types": types}
+            types |= {str(weight.dtype) for weight in learner.parameters}
+        found[name] = {"losses": rows, "types": sorted(types)}
     return found
+
+
+def kept(ranks):
+    """Returns the types in which a bf16 LoRA keeps what is not trained, and its first step."""
+    learner, batch, rollouts = setting(TRAINED["lora"], ranks, precision="bf16")
+    types = {str(w.dtype) for w in learner.network.parameters() if not w.requires_grad}
+    step = learner.update(batch, rollouts)
+    return {"types": sorted(types), "loss": step.loss, "norm": step.grad_norm}
 
 
 def poisoned(ranks):
@@ -168,6 +176,7 @@ def poisoned(ranks):
         weights.append({n: w.clone() for n, w in whole(learner.network).items()})
     spoilt = True
     steps.append(learner.update(batch, rollouts))
+    said = ""
     try:
         learner.update(batch, rollouts)
     except Stopped as error:
@@ -246,7 +255,8 @@ def differing(ranks):
 def everything(ranks, folder):
     """Returns what each case came to on this rank."""
     found = {name: trained(name, ranks, folder) for name in TRAINED}
-    return found | {case.__name__: case(ranks) for case in (narrow, poisoned, gathered, differing)}
+    others = (narrow, kept, poisoned, gathered, differing)
+    return found | {case.__name__: case(ranks) for case in others}
 
 
 def main():

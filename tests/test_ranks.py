@@ -58,7 +58,9 @@ def test_the_ranks_mean_gradient_is_that_of_the_whole_batch(case, micro_batches)
     for rank in range(2):
         learner.ranks = Pretended(rank=rank, size=2)
         learner.optimizer.zero_grad()
-        assert len(learner.cut(batch, rollouts)) == micro_batches
+        lengths = [pack.ids.shape[1] for pack in learner.cut(batch, rollouts)]
+        assert len(lengths) == micro_batches
+        assert lengths == sorted(lengths, reverse=True)
         found = learner.backward(batch, rollouts, reference=None)
         losses.append(found[0])
         watches.append(found[1])
@@ -185,6 +187,15 @@ def test_in_bf16_two_ranks_are_as_near_to_one_as_two_cuts_are_to_each_other(foun
         between = [total + apart(*pair) for total, pair in zip(between, pairs, strict=True)]
         beside = [total + apart(two, cut) for total, cut in zip(beside, cuts, strict=True)]
     assert min(beside) <= max(between)
+
+
+@pytest.mark.slow
+def test_in_bf16_what_is_not_trained_is_narrow_on_every_rank(found):
+    ours, alone = found["ranks"][1]["kept"], found["alone"]["kept"]
+    assert ours["types"] == alone["types"] == ["torch.bfloat16"]
+    assert_close(ours["loss"], alone["loss"], rtol=0, atol=1e-6)
+    # gradients of the weights are bfloat16, which holds 8 bits, before they are summed
+    assert_close(ours["norm"], alone["norm"], rtol=2**-8, atol=0)
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ class Weights:
     """What each item of an optimisation batch weighs, and what the sum is divided by.
 
     `each` has one row per row of the batch: `[B, T]` for tokens, `[B]` otherwise (a pair's weight
-    stands on its first row). Made before the batch is cut; totals add over ranks.
+    stands on its first row). Made before the batch is cut.
     """
 
     each: Tensor

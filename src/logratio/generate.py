@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from logratio.engine import requests_of
-from logratio.engines.local import Local
+from logratio.engine import Engine, find, requests_of
 from logratio.model.load import Loaded, end_tokens, load
 from logratio.model.network import Network
 from logratio.part import needs
@@ -33,7 +32,8 @@ def written(
         Problem(key=str(place), prompt=prompt, prompt_ids=ids_of(loaded, prompt))
         for place, prompt in enumerate(prompts)
     ]
-    engine = Local(Network(loaded.model, needs()), end_tokens(loaded))
+    network = Network(loaded.model, needs())
+    engine: Engine = find(network.route.engine)(network, end_tokens(loaded))
     rollouts = engine.generate(requests_of(problems, samples=samples, seed=seed), sampling)
     return [line(loaded, prompts[one.group], one) for one in rollouts]
 

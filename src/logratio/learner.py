@@ -93,7 +93,7 @@ class Learner:
             shard(network, ranks, dtype=torch.bfloat16 if how.precision == "bf16" else None)
         keep_freed()
         self.taken = self.bad = 0
-        self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)  # of an update
+        self.seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}  # of the last update
         self.masters = Masters(network.model, how.precision if ranks.size == 1 else "fp32")
         own = self.masters.weights()
         added = [*network.heads.parameters(), *network.scalars.parameters()]

@@ -100,7 +100,7 @@ def draw(
         return Drawn(ids=ids, old=old, behaviour=zero, entropy=zero)
     share = (wide - level[:, None]).exp_()
     finite = wide.clamp(min=torch.finfo(wide.dtype).min)  # 0 x -inf is not a number
-    entropy = level - torch.linalg.vecdot(share, finite)
+    entropy = level - torch.einsum("nv,nv->n", share, finite)
     kept = share if not sampling.truncated else share * allowed(share, sampling)
     kept = without(kept, banned, where, 0.0)
     ids = inverted(kept, uniform)

@@ -134,7 +134,7 @@ def test_sampling_leaves_the_network_as_it_was():
     ("lengths", "settings", "said"),
     [
         ([0], {}, "`prompt_ids` of `0` is empty"),
-        ([60], {"max_tokens": 10}, "has 60 tokens and `max_tokens` is 10, but the model holds 64"),
+        ([60], {"max_tokens": 10}, "has 60 tokens and .* 10, but the model holds 64"),
     ],
 )
 def test_what_is_refused(lengths, settings, said):

@@ -128,6 +128,12 @@ def test_one_prompt_and_two_ragged_completions_by_hand():
     assert training(SMALL, load) == Work(linear=3 * 1700, attention=3 * 256 * pairs)
 
 
+def test_the_first_token_comes_with_the_prompt_and_the_last_is_not_read():
+    load = Workload(prompts=(3,), completions=((1, 4),))
+    found = phases(SMALL, load, "fp32", Peak(flops=1.0, bandwidth=1e9), overlapped=True)
+    assert found["decode"] == sum(2 * 110 + 256 * (3 + own) for own in (1, 2, 3))
+
+
 def test_a_prompt_is_read_once_a_group_and_not_after_its_last_row():
     load = Workload(prompts=(3, 7), completions=((2, 2), (1, 1)))
     found = decoding(SMALL, load, 1, 2)

@@ -85,8 +85,11 @@ CHUNKED = {
     "interleave_moe_layer_step": 1, "attn_temperature_tuning": True, "floor_scale": 4,
 }  # fmt: skip
 STRETCHED = {
-    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
-    "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+    },
 }  # fmt: skip
 GRANITE = {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.3}
 FEW = {"n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -154,7 +157,7 @@ ARCHITECTURES = {
     "OPT": tree("OPT", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     "Phi": tree("Phi", G),
     "Phi 3": tree("Phi3", G, WINDOW),
-    "Phi 3, long": tree("Phi3", G, {"rope_parameters": STRETCHED, "original_max_position_embeddings": 32}),
+    "Phi 3, long": tree("Phi3", G, STRETCHED),
     "Phi MoE": tree("Phimoe", G, LOCAL),
     "Qwen 2": tree("Qwen2", G, WINDOW, {"use_sliding_window": True, "max_window_layers": 1}),
     "Qwen 2 MoE": tree("Qwen2Moe", G, SHARED),

@@ -100,8 +100,8 @@ def with_half_a_config(folder):
     (folder / "config.json").write_text("{")
 
 
-def of_another_kind(folder):
-    (folder / "config.json").write_text('{"model_type": "t5"}')
+def of_no_known_kind(folder):
+    (folder / "config.json").write_text('{"model_type": "nobody"}')
 
 
 def of_its_own_code(folder):
@@ -118,7 +118,7 @@ def of_its_own_code(folder):
         (without_a_tokenizer, "has no tokenizer"),
         (without_an_end_token, "has no end token, but a completion must end"),
         (with_half_a_config, "is not a valid JSON file"),
-        (of_another_kind, "can not load: Unrecognized configuration class"),
+        (of_no_known_kind, "has model type `nobody` but Transformers does not recognize"),
         (of_its_own_code, "contains custom code which must be executed"),
     ],
 )

@@ -57,7 +57,7 @@ def test_what_has_no_layout_is_left_alone(monkeypatch):
     ],
 )
 def test_the_faster_route_is_taken_where_it_is_as_exact(monkeypatch, timings, chosen):
-    setting, given = torch.backends.mkldnn.matmul, iter(timings)
+    setting, given = getattr(torch.backends.mkldnn, "matmul"), iter(timings)  # noqa: B009
     before = setting.fp32_precision
     monkeypatch.setattr(matmul, "timed_product", lambda: next(given))
     try:

@@ -1,11 +1,13 @@
 """The probe finds what is not exact, and leaves the model as it was."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from model.architectures import ARCHITECTURES, GD, LAYERS
 from model.models import TREE, gemma3, gpt2, qwen2
+from torch import Tensor
 from torch.testing import assert_close
 from transformers import Qwen2ForCausalLM
 
@@ -86,14 +88,13 @@ def completions_mixed(monkeypatch):
     monkeypatch.setattr(probe, "TreePlan", joined)
 
 
-FAULTS = (
-    prompt_shifted, positions_shifted, window_wider, window_unseen, slopes_doubled,
-    completions_mixed,
+@pytest.mark.parametrize(
+    ("fault", "window"),
+    [
+        (prompt_shifted, 6), (positions_shifted, 6), (slopes_doubled, 6), (completions_mixed, 6),
+        (window_wider, 6), (window_wider, 60), (window_unseen, 60),
+    ],
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("window", [6, 60])
-@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault, window, monkeypatch):
     model = cohere(window)
     fault(monkeypatch)
@@ -128,8 +129,8 @@ class Louder(Qwen2ForCausalLM):
     """A model whose config does not tell what becomes of its logits."""
 
     def forward(self, *inputs, **settings):
-        found = super().forward(*inputs, **settings)
-        found.logits = found.logits * 1.1
+        found: Any = super().forward(*inputs, **settings)
+        found.logits *= 1.1
         return found
 
 
@@ -137,6 +138,28 @@ def test_a_model_with_a_scale_of_its_own_is_refused():
     model = Louder(qwen2().config)
     with pytest.raises(Refused, match="`model` is a Louder, whose logits are not its last hidden"):
         Network(model, needs())
+
+
+class Abrupt(Qwen2ForCausalLM):
+    """A model that reads a single token in another way than many."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.embed_tokens.register_forward_hook(halved_alone)
+
+
+def halved_alone(*told: Any) -> Tensor:
+    """Returns what was embedded, or half of it where it is one token; a hook."""
+    found = told[-1]
+    return found * (0.5 if found.shape[1] == 1 else 1.0)
+
+
+def test_a_model_that_decodes_in_another_way_takes_the_rows():
+    why = "decoded, its logits are not those of each sequence alone"
+    model = qwen2()
+    loud = Abrupt(model.config).double().eval()
+    loud.load_state_dict(model.state_dict())
+    assert probe.probe(loud).why == why
 
 
 @pytest.mark.parametrize(
@@ -167,7 +190,7 @@ def test_what_can_not_be_made_small_takes_the_rows(monkeypatch):
 
 
 def test_a_twin_without_the_windows_is_not_trusted(monkeypatch):
-    monkeypatch.setattr(probe, "twin", lambda model: gpt2().float())
+    monkeypatch.setattr(probe, "twin", lambda _: gpt2().float())
     assert probe.probe(gemma3()).why == "its windows can not be probed: its small twin has none"
 
 

@@ -13,25 +13,39 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from logratio.lab.floor import Peak, Precision
+from logratio.model.matmul import linear_of
 
 SQUARE = 2048
 ROWS = (8, 32, 128, 512, 2048)
 REPEATS = 5
-LUMP = 1e8  # floating point operations that are timed together: a small product is too quick
+LUMP = 3e7  # floating point operations that are timed together: a small product is too quick
 MOST_FLOPS = 5e9  # a larger product is left out: it adds seconds and no higher number
 COPY_BYTES = 2**29  # far above any last-level cache
 ACCURATE = 2.0  # how much larger than the default route's a route's error may be
 
 Sizes = tuple[int, int, int]  # rows, inner, columns
-ROUTES: Mapping[str, tuple[torch.dtype, str | None]] = {
-    "fp32": (torch.float32, "ieee"),
-    "fp32 by oneDNN": (torch.float32, "bf16"),
-    "bf16": (torch.bfloat16, None),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One way to a matrix product: its type, oneDNN's setting, and whether W is laid out for it."""
+
+    dtype: torch.dtype
+    setting: str | None = None
+    laid_out: bool = False
+
+
+ROUTES: Mapping[str, Route] = {
+    "fp32": Route(dtype=torch.float32, setting="ieee"),
+    "fp32 by oneDNN": Route(dtype=torch.float32, setting="bf16"),
+    "fp32 laid out": Route(dtype=torch.float32, setting="ieee", laid_out=True),
+    "bf16": Route(dtype=torch.bfloat16),
+    "bf16 laid out": Route(dtype=torch.bfloat16, laid_out=True),
 }
 
 
@@ -52,7 +66,7 @@ class Ceilings:
 
     def peak(self, precision: Precision) -> Peak:
         """Returns the best rates that count for a precision."""
-        routes = self.exact() if precision == "fp32" else ["bf16"]
+        routes = self.exact() if precision == "fp32" else [n for n in self.matmul if "bf16" in n]
         best = max(rate for route in routes for rate in self.matmul[route].values())
         return Peak(flops=best, bandwidth=max(self.bandwidth.values()))
 
@@ -80,12 +94,12 @@ def measured(
     """Returns the ceilings of a device, at a model's own sizes too where one is given."""
     device = device or (torch.device("cpu") if model is None else model.device)
     sizes: list[Sizes] = [(square, square, square), *(sizes_of(model) if model else ())]
-    routes = [name for name in ROUTES if device.type == "cpu" or name != "fp32 by oneDNN"]
+    routes = [name for name in ROUTES if device.type == "cpu" or name in ("fp32", "bf16")]
     return Ceilings(
         device=str(device),
         threads=torch.get_num_threads(),
         matmul={name: {one: flops(name, one, device) for one in sizes} for name in routes},
-        errors={name: error(name, device) for name in routes if name != "bf16"},
+        errors={name: error(name, device) for name in routes if "fp32" in name},
         bandwidth=bandwidths(device, copy_bytes),
     )
 
@@ -112,15 +126,14 @@ def operations(sizes: Sizes) -> float:
 
 
 @contextmanager
-def routed(route: str) -> Generator[torch.dtype]:
-    """Gives the type of a route, with fp32 products going its way inside."""
-    dtype, setting = ROUTES[route]
+def routed(route: Route) -> Generator[None]:
+    """Makes fp32 products go a route's way inside."""
     matmul: Any = cast(Any, torch.backends.mkldnn).matmul
     before: str = matmul.fp32_precision
-    if setting is not None:
-        matmul.fp32_precision = setting
+    if route.setting is not None:
+        matmul.fp32_precision = route.setting
     try:
-        yield dtype
+        yield
     finally:
         matmul.fp32_precision = before
 
@@ -128,16 +141,24 @@ def routed(route: str) -> Generator[torch.dtype]:
 def flops(route: str, sizes: Sizes, device: torch.device) -> float:
     """Returns the rate of one product, of random numbers: zeros are quicker on some devices."""
     rows, inner, columns = sizes
-    with routed(route) as dtype:
-        left = torch.randn(rows, inner, device=device).to(dtype)
-        right = torch.randn(columns, inner, device=device).to(dtype)
+    with routed(ROUTES[route]):
+        left = torch.randn(rows, inner, device=device).to(ROUTES[route].dtype)
+        product = product_of(torch.randn(columns, inner, device=device), ROUTES[route])
         times = max(1, int(LUMP / operations(sizes)))
 
         def work() -> None:
             for _ in range(times):
-                nn.functional.linear(left, right)
+                product(left)
 
         return times * operations(sizes) / seconds(work, device)
+
+
+def product_of(weight: Tensor, route: Route) -> Callable[[Tensor], Tensor]:
+    """Returns x -> x W^T by a route."""
+    weight = weight.to(route.dtype)
+    if route.laid_out:
+        return linear_of(weight, None)
+    return lambda rows: nn.functional.linear(rows, weight)
 
 
 def error(route: str, device: torch.device) -> float:
@@ -145,8 +166,8 @@ def error(route: str, device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(256, 512, generator=generator).to(device) for _ in range(2))
     exact = left.double() @ right.double().T
-    with routed(route):
-        found = nn.functional.linear(left, right)
+    with routed(ROUTES[route]):
+        found = product_of(right, ROUTES[route])(left)
     return float((found - exact).abs().max() / exact.abs().max())
 
 

@@ -97,13 +97,15 @@ def room_of(model: PreTrainedModel) -> int | None:
     and a token on what came after it, so only the part before the change is served.
     """
     config: Any = model.config.get_text_config()
-    rooms: list[int | None] = [getattr(config, "max_position_embeddings", None)]
     rope = cast(dict[str, Any], getattr(config, "rope_parameters", None) or {})
     # one table, or one for each kind of layer
     tables = [rope, *(cast(dict[str, Any], one) for one in rope.values() if isinstance(one, dict))]
-    for table in tables:
-        if table.get("rope_type") in STRETCHED:
-            rooms.append(table.get("original_max_position_embeddings"))
+    rooms: list[int | None] = [
+        table.get("original_max_position_embeddings")
+        for table in tables
+        if table.get("rope_type") in STRETCHED
+    ]
+    rooms.append(getattr(config, "max_position_embeddings", None))
     return min((room for room in rooms if room is not None), default=None)
 
 

@@ -43,7 +43,7 @@ class Masters:
         apart = [pair for pair in self.pairs if pair[0] is not pair[1]]
         if apart:
             weights, masters = (list[Tensor](some) for some in zip(*apart, strict=True))
-            torch._foreach_copy_(weights, masters)  # pyright: ignore[reportPrivateUsage]
+            torch._foreach_copy_(weights, masters)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 
 def narrow(model: nn.Module) -> None:

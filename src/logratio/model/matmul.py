@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,9 @@ def faster_route() -> str:
     oneDNN is tried beside the default: it is taken where it is at least a tenth faster and no less
     exact. On a machine whose oneDNN rounds to bfloat16 first it is not.
     """
-    setting = torch.backends.mkldnn.matmul
-    before = cast(str, setting.fp32_precision)
+    backend: Any = torch.backends.mkldnn
+    setting = backend.matmul
+    before: str = setting.fp32_precision
     if not torch.backends.mkldnn.is_available():
         return before
     found: dict[str, tuple[float, float]] = {}
@@ -75,7 +76,7 @@ def faster_route() -> str:
         found[route] = timed_product()
     (old, error), (new, other) = found[before], found["bf16"]
     setting.fp32_precision = "bf16" if new < 0.9 * old and other <= 2 * error else before
-    return cast(str, setting.fp32_precision)
+    return str(setting.fp32_precision)
 
 
 def timed_product(size: int = 1024, times: int = 5) -> tuple[float, float]:

@@ -55,7 +55,7 @@ class OnePass(torch.autograd.Function):
         wanted = ctx.needs_input_grad[4:]
         pairs = list(zip(others, wanted, strict=True))
         leaves = [one.detach().requires_grad_(need) for one, need in pairs]
-        on_others = [torch.zeros_like(one) if need else None for one, need in pairs]
+        on_others = [torch.zeros_like(one) for one in others]
         total = hidden.new_zeros((), dtype=slopes.wide)
         product = Product(weight, bias)
         for rows, tokens in work.cuts:
@@ -67,10 +67,10 @@ class OnePass(torch.autograd.Function):
             total += share.detach()
             found = numbers.detach(), level
             slopes.add(turn(raw, work.how, tokens, found, tuple(down)), tokens)
-            for place, part in enumerate(parts):
-                if wanted[place]:
-                    on_others[place] += part
-        ctx.found = [*slopes.found(), *on_others]
+            for sum_, part in zip(on_others, parts, strict=True):
+                sum_ += part
+        given = [one if need else None for one, need in zip(on_others, wanted, strict=True)]
+        ctx.found = [*slopes.found(), *given]
         return total
 
     @staticmethod

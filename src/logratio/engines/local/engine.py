@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from logratio.engine import Request
+from logratio.engine import Request, check_prompts
 from logratio.engines.local.decoding import Decoding
 from logratio.engines.local.forward import Forward
 from logratio.model.attention import planned
+from logratio.model.backbone import evaluating, room_of
 from logratio.model.matmul import laid_out
 from logratio.model.memory import keep_freed
 from logratio.model.network import Network
@@ -25,6 +26,9 @@ class Local:
 
     def __init__(self, network: Network, ends: Sequence[int], *, slots: int = 64) -> None:
         """Keeps the network; `ends` are the ids that end a rollout."""
+        if network.route.engine != "local":
+            raise Refused(f"`engine` is local, but this model needs {network.route.engine}: "
+                          f"{network.route.why}")  # fmt: skip
         self.network, self.ends, self.slots = network, frozenset(ends), slots
         keep_freed()
         self.version = 0
@@ -37,44 +41,28 @@ class Local:
             raise Refused("`weights` were given, but the local engine shares the learner's own")
         self.version = version
 
-    def decoding(
-        self, model: Forward, requests: Sequence[Request], sampling: Sampling
-    ) -> Decoding:
+    def decoding(self, model: Forward, requests: Sequence[Request], sampling: Sampling) -> Decoding:
         """Returns the rows of a call; on a GPU they take steps that nothing looks into."""
         slots, ends = self.slots, self.ends
         if model.device.type != "cuda":
             return Decoding(requests, sampling, slots=slots, ends=ends, device=model.device)
         gpu = importlib.import_module("logratio.engines.local.cuda.strides")
         self.kept = self.kept or gpu.Kept.on_gpu(model)
-        return gpu.Strides(
-            requests, sampling, slots=slots, ends=ends, model=model, kept=self.kept
-        )
+        return gpu.Strides(requests, sampling, slots=slots, ends=ends, model=model, kept=self.kept)
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
         """Returns a rollout for each request, in order, each followed by its sister if any."""
-        check_prompts(requests, self.network, sampling)
+        check_prompts(requests, sampling, room=room_of(self.network.model))
         model = Forward(self.network)
         decoding = self.decoding(model, requests, sampling)
-        was_training = self.network.training
         # a rollout is sampled in evaluation mode: dropout would make the policy that samples
         # another one than the policy that is scored
-        self.network.eval()
-        with laid_out(self.network.model), planned(self.network.model, decoding.slots):
+        with (
+            evaluating(self.network),
+            laid_out(self.network.model),
+            planned(self.network.model, decoding.slots),
+        ):
             made = decoding.run(model, self.version)
-        self.network.train(was_training)
         self.seconds = decoding.seconds
         return made
-
-
-def check_prompts(requests: Sequence[Request], network: Network, sampling: Sampling) -> None:
-    """Refuses an empty prompt, and one that leaves no room for the tokens asked for."""
-    room = getattr(network.model.config.get_text_config(), "max_position_embeddings", None)
-    for request in requests:
-        size = len(request.problem.prompt_ids)
-        if not size:
-            raise Refused(f"`prompt_ids` of `{request.problem.key}` is empty")
-        if room is not None and size + sampling.max_tokens > room:
-            asked = sampling.max_tokens
-            raise Refused(f"the prompt of `{request.problem.key}` has {size} tokens and "
-                          f"`max_tokens` is {asked}, but the model holds {room}")  # fmt: skip

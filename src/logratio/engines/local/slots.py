@@ -110,7 +110,7 @@ class Slots:
         ], -1)  # fmt: skip
         mask = self.mask(how.window, torch.promote_types(scores.dtype, torch.float32))
         share = torch.add(mask, scores, alpha=how.scale).softmax(-1).to(value.dtype)
-        left, right = share.split([first.shape[1], own.shape[1]], -1)
+        left, right = share[..., : first.shape[1]], share[..., first.shape[1] :]
         out = torch.bmm(right.flatten(0, 1), mine).view(rows, heads, -1, mine.shape[2])
         out = out + table.rowwise(torch.bmm(table.grouped(left), other), heads)
         return out.view(rows, -1, 1, mine.shape[2])

@@ -4,7 +4,7 @@ The first kernel stores the new token's key and value. The second takes one key 
 one piece of its keys. The third merges the pieces by log-sum-exp. Where a row stands is read on the
 device, so all of it can be captured.
 """
-# pyright: basic, reportMissingImports=false, reportPossiblyUnboundVariable=false
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false
 
 import torch
 import triton
@@ -35,7 +35,7 @@ def stored(tensors, strides, room, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def one_piece(tensors, strides, rooms, SHAPE: tl.constexpr):
+def one_piece(tensors, strides, rooms, SHAPE: tl.constexpr):  # noqa: PLR0915 - names its numbers
     """Writes the output and log-sum-exp of the query heads of a key head over one piece."""
     query, keys, values, first, other, owner, before, length, out, levels = tensors
     HEADS: tl.constexpr = SHAPE[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from logratio.model.backbone import backbone_of
 from logratio.model.twin import twin
 
 Step = Callable[[], None]
+Key = tuple[Hashable, ...]  # the number of rows, and whatever else a step is made for
 SIZES = (0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 96)  # rows of a captured step; then every 32
 
 
@@ -28,7 +30,7 @@ def size_of(rows: int) -> int:
 class Eager:
     """Steps that are launched one by one."""
 
-    def run(self, step: Step, steps: int, key: Hashable) -> None:
+    def run(self, step: Step, steps: int, key: Key) -> None:
         """Takes so many steps."""
         del key
         for _ in range(steps):
@@ -40,19 +42,19 @@ class Graphs:
 
     def __init__(self) -> None:
         """Holds none yet."""
-        self.held: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self.pool: tuple[int, int] | None = None
+        self.held: dict[Key, torch.cuda.CUDAGraph] = {}
+        self.pool: Any = None
 
-    def run(self, step: Step, steps: int, key: Hashable) -> None:
+    def run(self, step: Step, steps: int, key: Key) -> None:
         """Takes so many steps; the first one of a key as it is, which warms its kernels up."""
         if key not in self.held:
-            self.held[key] = self.captured(step)
+            self.capture(step, key)
             steps -= 1
         for _ in range(steps):
             self.held[key].replay()
 
-    def captured(self, step: Step) -> torch.cuda.CUDAGraph:
-        """Takes one step, then returns it captured."""
+    def capture(self, step: Step, key: Key) -> None:
+        """Takes one step, then captures it."""
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -61,8 +63,7 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             step()
-        self.pool = graph.pool()
-        return graph
+        self.held[key], self.pool = graph, graph.pool()
 
 
 @dataclass
@@ -85,7 +86,7 @@ def hindrance(model: PreTrainedModel) -> str | None:
     """
     if any(type(part) is not nn.Parameter for part in model.parameters()):
         return "its weights are sharded, and gathered anew for every step"
-    small = twin(model).to(model.dtype)
+    small = cast(Any, twin(model)).to(model.dtype)
     with FakeTensorMode(allow_non_fake_inputs=True), planned(small, Blind()):
         ids = torch.zeros(2, 1, dtype=torch.long, device=model.device)
         try:

@@ -5,7 +5,7 @@ the sum of exponentials and the sum of logits times them. The second finds in th
 the entropy and the block in which the running sum passes the row's uniform, and opens that one.
 This is the rule of `logratio.sampler.draw`; only what lies on a boundary to rounding can differ.
 """
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false
 
 import torch
 import triton
@@ -36,7 +36,7 @@ def one_block(logits, found, size, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def one_token(tensors, numbers, SHAPE: tl.constexpr):
+def one_token(tensors, numbers, SHAPE: tl.constexpr):  # noqa: PLR0915 - names its numbers
     """Writes the token of one row, its log-prob and the row's entropy."""
     logits, found, uniform, ids, old, entropy = tensors
     size, blocks = numbers
@@ -72,9 +72,7 @@ def one_token(tensors, numbers, SHAPE: tl.constexpr):
     tl.store(entropy + row, level - mean)
 
 
-def draw(
-    logits: Float[Tensor, "N V"], uniform: Float[Tensor, " N"], temperature: float
-) -> Drawn:
+def draw(logits: Float[Tensor, "N V"], uniform: Float[Tensor, " N"], temperature: float) -> Drawn:
     """Returns a token of each row, drawn from the softmax at a temperature above 0."""
     logits = logits.contiguous()
     rows, size = logits.shape

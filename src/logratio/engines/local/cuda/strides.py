@@ -16,7 +16,7 @@ from torch import Tensor
 from logratio.engine import Request
 from logratio.engines.local.board import Board
 from logratio.engines.local.cuda.graph import Eager, Graphs, hindrance, size_of
-from logratio.engines.local.cuda.stage import Attention, Lanes, Room, Stage, plain, step
+from logratio.engines.local.cuda.stage import Attention, Room, Stage, plain, step
 from logratio.engines.local.decoding import Decoding
 from logratio.engines.local.forward import Forward
 from logratio.records import Rollout
@@ -117,6 +117,11 @@ class Strides(Decoding):
             self.drop(done, self.version)
         self.part()
 
+    def sample(self, version: int) -> None:
+        """Adds a token to the rows that have just come; a sister may leave one at once."""
+        super().sample(version)
+        self.part()
+
     def safe(self) -> int:
         """Returns how many steps can be taken before a row must be looked at."""
         ahead = torch.where(self.board.done, 0, self.board.limit - self.board.count)
@@ -141,6 +146,8 @@ class Strides(Decoding):
     def drop(self, done: list[bool], version: int) -> None:
         """Lets all finished rows go at once; rows from behind take their slots."""
         ended = [place for place, over in enumerate(done) if over]
+        if not ended:
+            return
         there = torch.tensor(ended, dtype=torch.long, device=self.stops.device)
         read = self.board.part(there).to("cpu")
         for place, one in enumerate(ended):
@@ -152,6 +159,6 @@ class Strides(Decoding):
             self.live[target] = self.live[source]
         del self.live[left:]
         moves = there.new_tensor([sources, targets])
-        cast(Lanes, self.slots).move(moves[0], moves[1], left)
+        self.slots.move(moves[0], moves[1], left)
         self.board.move(moves[0], moves[1], left)
         self.forget()
