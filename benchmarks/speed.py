@@ -70,7 +70,7 @@ def measured(row: Row, stamp: dict[str, Any]) -> dict[str, Any]:
         print(f"{row.name}: the gate is shut, so there is no number: {gate}", flush=True)
         return {"gate": gate, "runs": []}
     sweep = run({**job, "side": "sweep"})["record"]
-    theirs = {**job, "side": "trl", "column": "headline", "batch": sweep["best"]}
+    theirs = {**job, "side": "trl", "column": "headline", "batch": sweep["best"], "warmup": 1}
     runs: list[dict[str, Any]] = []
     for _ in range(row.processes):
         runs += [run({**job, "side": "ours"}), run({**theirs, "steps": row.theirs})]
@@ -78,9 +78,8 @@ def measured(row: Row, stamp: dict[str, Any]) -> dict[str, Any]:
     default = 8 if rows % 8 == 0 else rows  # the Trainer's own batch, where it divides the rows
     for column in row.columns:
         batch = default if column == "default" else sweep["best"]
-        runs.append(run({**theirs, "column": column, "batch": batch, "steps": row.others}))
-    if row.columns:
-        runs.append(run({**job, "side": "ours"}))
+        runs.append(run({**theirs, "column": column, "batch": batch,
+                         "steps": row.others, "warmup": 0 if row.cold else 1}))  # fmt: skip
     return {"gate": gate, "sweep": sweep, "runs": runs}
 
 
@@ -96,7 +95,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         wall = time.perf_counter() - start
         if done.returncode:
-            raise SystemExit(f"{job['row']['name']} {name} failed:\n{done.stderr[-4000:]}")
+            raise SystemExit(f"{job['row']['name']} {name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
         record = json.loads(out.read_text())
     after = usage()
     cores = os.cpu_count() or 1

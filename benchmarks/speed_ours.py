@@ -21,8 +21,6 @@ from logratio.model.scorer import score
 from logratio.objectives import find
 from logratio.records import Graded, Rollout, Verdict
 
-WARMUP = 1
-
 
 def run(row: Row, model: str, *, precision: floor.Precision = "bf16") -> dict[str, Any]:
     """Returns the record of our timed steps of one row."""
@@ -32,7 +30,6 @@ def run(row: Row, model: str, *, precision: floor.Precision = "bf16") -> dict[st
         precision=precision,
         beta=row.beta,
         steps=row.ours,
-        warmup=WARMUP,
     )
     return preferences(setting) if row.kind == "dpo" else timed(setting)
 
@@ -83,7 +80,8 @@ def preferences(setting: Setting) -> dict[str, Any]:
         clock.split("update", learner.seconds, "other")
         return time.perf_counter() - start, clock.seconds
 
-    taken = [step() for _ in range(WARMUP + setting.steps)][WARMUP:]
+    every = [step() for _ in range(setting.warmup + setting.steps)]
+    taken = every[setting.warmup :]
     peak = memory.most()
     seconds = [whole for whole, _ in taken]
     found = bounds(shape, setting, ceilings.measured(model), statistics.median(seconds))
@@ -94,6 +92,7 @@ def preferences(setting: Setting) -> dict[str, Any]:
         "floor_phases": floors,
         "floor_seconds": least,
         "floor_fraction": least / statistics.median(seconds),
+        "warmup": [whole for whole, _ in every[: setting.warmup]],
         "steps": seconds,
         "step_seconds": statistics.median(seconds),
         "phases": medians([phases for _, phases in taken]),

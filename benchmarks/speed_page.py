@@ -177,10 +177,18 @@ def calm(found: Sequence[Found]) -> str:
         [row_of(one).name, f"{100 * drift(one):.1f} %",
          f"{100 * max(run['elsewhere'] for run in one['runs']):.1f} %",
          f"{100 * max(run['stolen'] for run in one['runs']):.1f} %",
+         first(Side(one, "ours")), first(Side(one, "trl", "headline")),
          f"{sum(run['wall'] for run in one['runs']) / 60:.1f} min"]
         for one in measured(found)
     ]  # fmt: skip
-    return table(["row", "ceilings apart", "other processes", "stolen by the host", "took"], rows)
+    heads = ["row", "ceilings apart", "other processes", "stolen by the host"]
+    return table([*heads, "our first step", "TRL's first step", "took"], rows)
+
+
+def first(side: Side) -> str:
+    """Returns how much longer the steps took that were left out as warm-up."""
+    warm = statistics.median(step for record in side.records for step in record["warmup"])
+    return f"{100 * (warm / side.seconds - 1):+.0f} %"
 
 
 def printed(found: Sequence[Found]) -> str:

@@ -36,7 +36,8 @@ def done(job: dict[str, Any], row: Any) -> Any:
 
     if job["side"] == "sweep":
         return best_batch(row, job["model"])
-    return theirs(row, job["model"], column=job["column"], batch=job["batch"], steps=job["steps"])
+    steps = (job["warmup"], job["steps"])
+    return theirs(row, job["model"], column=job["column"], batch=job["batch"], steps=steps)
 
 
 if __name__ == "__main__":

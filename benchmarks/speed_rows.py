@@ -35,6 +35,7 @@ class Row:
     theirs: int = 2
     others: int = 1  # timed steps of TRL's further columns
     columns: tuple[str, ...] = ("bf16", "default")
+    cold: bool = False  # the further columns have no warm-up: their steps are minutes
     wanted: float | None = None  # how many times as fast
 
     @property
@@ -70,19 +71,19 @@ class Row:
 
 GPT2 = [
     Row(name="gpt2", model="gpt2", prompts=2, group=8, prompt_tokens=256, completion_tokens=128,
-        wanted=6.0),
+        cold=True, wanted=6.0),
     Row(name="w1a", model="gpt2", prompts=4, group=8, prompt_tokens=64, completion_tokens=64,
-        wanted=4.0),
+        cold=True, wanted=4.0),
     Row(name="w1b", model="gpt2", prompts=4, group=8, prompt_tokens=128, completion_tokens=32,
-        theirs=1),
+        theirs=1, cold=True),
     Row(name="w2", model="gpt2", prompts=1, group=16, prompt_tokens=512, completion_tokens=128,
-        ours=3, theirs=1, wanted=8.0),
+        ours=3, theirs=1, cold=True, wanted=8.0),
 ]  # fmt: skip
 TINY = [
     Row(name="4.5m", model="qwen2-4.5m", prompts=4, group=8, prompt_tokens=64,
         completion_tokens=64, processes=3, ours=10, theirs=5, others=3, wanted=4.0),
     Row(name="w0", model="w0", prompts=4, group=8, prompt_tokens=128, completion_tokens=64,
-        processes=3, ours=5, theirs=4, others=2),
+        ours=5, theirs=4, others=2),
     Row(name="w6", model="w0", prompts=4, group=8, prompt_tokens=128, completion_tokens=64,
         ragged=True, processes=3, ours=5, theirs=4, others=2, wanted=5.0),
     Row(name="w7", model="w0", prompts=4, group=8, prompt_tokens=128, completion_tokens=64,

@@ -35,24 +35,23 @@ COLUMNS = {
     "default": {"weights": "float32", "bf16": True, "gradient_checkpointing": True},
     "fp32": {"weights": "float32", "bf16": False, "gradient_checkpointing": False},
 }
-DEFAULT_BATCH = 8  # of the Trainer
-WARMUP = 1
 
 
-def run(row: Row, model: str, *, column: str, batch: int, steps: int) -> dict[str, Any]:
-    """Returns the record of TRL's timed steps of one row."""
+def run(row: Row, model: str, *, column: str, batch: int, steps: tuple[int, int]) -> dict[str, Any]:
+    """Returns the record of TRL's steps of one row: some to warm up, and those that count."""
     from trl import DPOTrainer, GRPOTrainer  # trl itself imports nothing before it is asked
 
     before = memory.held()
     make = {"grpo": grpo, "dpo": preferences}[row.kind]
-    trainer = make(row, model, column=column, batch=batch, steps=WARMUP + steps)
+    trainer = make(row, model, column=column, batch=batch, steps=sum(steps))
     assert isinstance(trainer, GRPOTrainer | DPOTrainer)
     trainer.train()
-    taken = trainer.watch.steps[WARMUP:]
+    taken = trainer.watch.steps[steps[0] :]
     seconds = [whole for whole, _ in taken]
     return {
         "column": column,
         "batch": batch,
+        "warmup": [whole for whole, _ in trainer.watch.steps[: steps[0]]],
         "steps": seconds,
         "step_seconds": statistics.median(seconds),
         "phases": medians([phases for _, phases in taken]),
@@ -66,17 +65,19 @@ def run(row: Row, model: str, *, column: str, batch: int, steps: int) -> dict[st
 def best_batch(row: Row, model: str) -> dict[str, Any]:
     """Returns the seconds of a row in one micro-batch of each size, nothing sampled, and the best.
 
-    The second of two steps counts. Groups of two leave every size possible.
+    The last step counts; only the first size has one before it. Groups of two leave every size
+    possible.
     """
     found: dict[int, float] = {}
     for batch in row.batches():
+        steps = 1 if found else 2
         if row.kind == "dpo":
             trainer = preferences(
-                replace(row, prompts=batch), model, column="headline", batch=batch, steps=2
+                replace(row, prompts=batch), model, column="headline", batch=batch, steps=steps
             )
         else:
             part = replace(row, prompts=batch // 2, group=2, ragged=False, epochs=1)
-            trainer = grpo(part, model, column="headline", batch=batch, steps=2)
+            trainer = grpo(part, model, column="headline", batch=batch, steps=steps)
             stored = completions(part, trainer)
             trainer._generate_single_turn = lambda *_, stored=stored: (stored, None)
         trainer.train()

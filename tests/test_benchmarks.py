@@ -96,6 +96,7 @@ def test_every_row_can_be_run(module):
 
 def record(seconds, *, rate=100.0, memory=2.0):
     return {
+        "warmup": [1.2 * seconds],
         "steps": [0.9 * seconds, seconds, 1.1 * seconds],
         "step_seconds": seconds,
         "phases": {"prefill": 0.1, "decode": 0.2, "sample": 0.05, "forward": 0.2, "backward": 0.3,

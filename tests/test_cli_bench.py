@@ -12,7 +12,7 @@ from logratio.lab import ceilings
 
 STEP = {
     "model", "parameters", "prompts", "rows", "prompt_tokens", "completion_tokens", "precision",
-    "beta", "epochs", "device", "threads", "versions", "steps", "step_seconds", "phases",
+    "beta", "epochs", "device", "threads", "versions", "warmup", "steps", "step_seconds", "phases",
     "tokens", "ratio", "peak_memory_gb", "imports_memory_gb", "floor_phases", "floor_seconds",
     "floor_fraction", "ceilings",
 }  # fmt: skip

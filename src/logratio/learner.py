@@ -14,7 +14,7 @@ from logratio.batch import Batch, Policy
 from logratio.model.masters import Masters, Precision
 from logratio.model.memory import keep_freed
 from logratio.model.network import Network, Reference
-from logratio.model.pack import Pack, even, packs, units_of
+from logratio.model.pack import Pack, even, fitting, packs, units_of
 from logratio.model.shard import full, shard
 from logratio.objective import Objective, total_loss, watched
 from logratio.ranks import ALONE, Ranks
@@ -35,7 +35,7 @@ class Update:
     clip_norm: Positive | None = 1.0
     warmup: int = 0  # steps of linear rise
     steps: int | None = None  # where the linear fall to 0 ends; None: the rate stays
-    budget: AtLeastOne = 4096  # tokens of a micro-batch
+    budget: AtLeastOne | None = None  # tokens of a micro-batch; None: what suits the batch
     precision: Precision = "fp32"  # fp32 computes in the type that the model was loaded in
     patience: AtLeastOne = 5  # non-finite gradients in a row before the run stops
 
@@ -199,7 +199,7 @@ class Learner:
             pairs = cast(list[int], batch.pair.tolist())
         couples = self.objective.declared().couples
         units = units_of(cast(list[int], batch.group.tolist()), pairs, couples)
-        budget = self.how.budget
+        budget = self.how.budget or fitting(rollouts, units)
         if self.ranks.size > 1:
             budget = even(rollouts, units, budget=budget, ranks=self.ranks.size)
         made = packs(rollouts, budget=budget, units=units)

@@ -3,6 +3,7 @@
 Triton compiles for a target and only then looks for a device; here the launch is left out.
 """
 
+# pyright: reportMissingImports=false
 import sys
 from types import SimpleNamespace
 

@@ -175,6 +175,7 @@ def test_the_base_costs_its_weights_only(name):
     assert losses[-1] < losses[0] - 0.1
     small = [one for name, one in model.named_parameters() if ".lora_" in name]
     assert set(learner.optimizer.state) == set(small)
+    learner.backward(learner.objective.prepare(batch), ROWS, reference=None)
     for key, one in model.named_parameters():
         assert (one.grad is None) == (".lora_" not in key)
         if ".lora_" not in key:
@@ -243,6 +244,15 @@ def test_what_can_not_be_adapted_is_refused():
         Unadapted(tree(plain, Needs()))
     with pytest.raises(Refused, match="no adapter to be saved"):
         adapter.save(plain, Path())
+
+
+def test_without_peft_it_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(adapter.importlib, "import_module", missing)
+    with pytest.raises(Refused, match="pip install 'logratio\\[lora\\]'"):
+        adapter.add(qwen2(), SMALL)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path):

@@ -4,8 +4,6 @@ Every allocation of torch is counted, so small models tell. Chunk and block, whi
 beside the gigabytes of a real model, are scaled down with it.
 """
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -143,4 +141,3 @@ def report(words):
     learner.update(batch, rows)
     learner.update(batch, rows)
     own = sum(4 * one.numel() for one in learner.parameters)
-    print(memory.most() - before, 3 * own + 4 * words * 256)

@@ -3,7 +3,7 @@
 import pytest
 from model.models import rollouts
 
-from logratio.model.pack import cuts, even, pack, packs, tokens_of, units_of
+from logratio.model.pack import cuts, even, fitting, pack, packs, tokens_of, units_of
 from logratio.settings import Refused
 
 
@@ -79,7 +79,23 @@ def test_tokens_count_a_prompt_once():
 def test_what_is_refused():
     with pytest.raises(Refused, match="`budget` is 6 tokens, but rollout 0 of `0` has 7"):
         packs(rollouts((0, 4, 3)), budget=6)
+    with pytest.raises(Refused, match="`budget` is 6 tokens, but rollout 1 of `0` has 7"):
+        packs(rollouts((0, 4, 1), (0, 4, 3)), budget=6, units=[[0, 1]])  # a unit may, a row not
     with pytest.raises(Refused, match="`prompt_ids` of `0` is empty"):
         packs(rollouts((0, 0, 3)), budget=6)
     with pytest.raises(Refused, match="`pair` is -1 in a row"):
         units_of([0], [-1], "pair")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "budget"),
+    [
+        ([(0, 10, 5)] * 3, 1024),  # small batches are one pack
+        ([(0, 256, 128)] * 8 + [(1, 256, 128)] * 8, 1280),  # a group, whole
+        ([(0, 3000, 200)] * 8, 4096),  # a group too large is parted
+        ([(0, 4000, 200)] * 2, 4200),  # but never a rollout
+    ],
+)
+def test_without_a_budget_groups_stay_whole(shapes, budget):
+    rows = rollouts(*shapes)
+    assert fitting(rows, [[row] for row in range(len(rows))]) == budget

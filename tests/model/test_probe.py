@@ -106,6 +106,38 @@ def test_without_a_fault_the_same_model_is_packed(window):
     assert probe.probe(cohere(window)) == backbone.Route(name="tree", why=EXACT)
 
 
+def test_of_16_bits_the_twin_is_compared(monkeypatch):
+    """Loud weights make two exact ways differ by half of the largest logit in bfloat16."""
+    model = ARCHITECTURES["Mistral"].made().bfloat16()
+    assert probe.probe(model).name == "tree"
+    assert probe.probe(ARCHITECTURES["Mamba"].made().bfloat16()).name == "rows"
+    window_wider(monkeypatch)
+    assert probe.probe(model).name == "rows"
+
+
+class Mixed(Qwen2ForCausalLM):
+    """A model that tells the rows of a batch apart."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.embed_tokens.register_forward_hook(halved_after_the_first)
+
+
+def halved_after_the_first(*told: Any) -> Tensor:
+    """Returns what was embedded, half of it in every row but the first; a hook."""
+    found = told[-1]
+    share = torch.where(torch.arange(len(found)) == 0, 1.0, 0.5).to(found)
+    return found * share[:, None, None]
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_refused():
+    model = qwen2()
+    mixed = Mixed(model.config).double().eval()
+    mixed.load_state_dict(model.state_dict())
+    with pytest.raises(Refused, match="a Mixed, for which a row depends on what stands behind or"):
+        probe.probe(mixed)
+
+
 def scaled():
     return COHERE.made()
 
@@ -155,7 +187,7 @@ def halved_alone(*told: Any) -> Tensor:
 
 
 def test_a_model_that_decodes_in_another_way_takes_the_rows():
-    why = "decoded, its logits are not those of each sequence alone"
+    why = "decoded, its logits or gradients are not those of each sequence alone"
     model = qwen2()
     loud = Abrupt(model.config).double().eval()
     loud.load_state_dict(model.state_dict())

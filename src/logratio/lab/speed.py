@@ -162,8 +162,7 @@ def timed(setting: Setting) -> dict[str, Any]:
     """Returns the record of a timed step: seconds, phases, tokens, memory, floor."""
     before = memory.held()
     step = Step(setting)
-    for number in range(setting.warmup):
-        step.take(number)
+    warmup = [step.take(number)[0] for number in range(setting.warmup)]
     taken = [step.take(setting.warmup + number) for number in range(setting.steps)]
     peak = memory.most_on(step.device)  # before the ceilings, whose buffers are large
     limits = ceilings.measured(step.network.model)
@@ -171,6 +170,7 @@ def timed(setting: Setting) -> dict[str, Any]:
     learned = step.learned
     return {
         **described(setting, step),
+        "warmup": warmup,
         "steps": seconds,
         "step_seconds": statistics.median(seconds),
         "phases": medians([phases for _, phases in taken]),

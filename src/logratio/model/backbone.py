@@ -57,6 +57,8 @@ def hidden_states(model: PreTrainedModel, pack: Pack, route: Name) -> Float[Tens
     # padded with a row's own first token: a pad token would have the library warn of its mask
     ids = pack.ids[0][torch.where(rows < 0, rows[:, :1], rows)]
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+    # some keep them wider than their output layer
+    hidden = hidden.to(output_layer(model)[0].dtype)
     return hidden.flatten(0, 1)[found_in(rows, pack.ids.shape[1])]
 
 

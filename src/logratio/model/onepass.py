@@ -67,8 +67,7 @@ class OnePass(torch.autograd.Function):
             total += share.detach()
             found = numbers.detach(), level
             slopes.add(turn(raw, work.how, tokens, found, tuple(down)), tokens)
-            for sum_, part in zip(on_others, parts, strict=True):
-                sum_ += part
+            on_others = [one + part for one, part in zip(on_others, parts, strict=True)]
         given = [one if need else None for one, need in zip(on_others, wanted, strict=True)]
         ctx.found = [*slopes.found(), *given]
         return total

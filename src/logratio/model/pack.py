@@ -17,6 +17,8 @@ from logratio.part import Coupling
 from logratio.records import Rollout
 from logratio.settings import Refused
 
+RANGE = (1024, 4096)  # tokens of a pack that was given no budget
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
@@ -69,7 +71,7 @@ def packs(
     rows of one prompt that no unit holds together are parted with the prompt repeated.
     """
     units = units or [[row] for row in range(len(rollouts))]
-    for rollout in (rollouts[unit[0]] for unit in units if len(unit) == 1):
+    for rollout in rollouts:
         tokens = len(rollout.prompt_ids) + len(rollout.ids)
         if tokens > budget:
             raise Refused(f"`budget` is {budget} tokens, but rollout {rollout.index} of "
@@ -129,6 +131,22 @@ def units_of(groups: Sequence[int], pairs: Sequence[int], couples: Coupling) -> 
     for row in order:
         together.setdefault(keys[row], []).append(row)
     return list(together.values())
+
+
+def fitting(rollouts: Sequence[Rollout], units: Sequence[Sequence[int]]) -> int:
+    """Returns the budget under which every prompt's completions stay together, if that is in range.
+
+    Small packs stay in the cache, large ones read a prompt once: within `RANGE`, but for a unit
+    that needs more.
+    """
+    together: dict[tuple[int, ...], int] = {}
+    for rollout in rollouts:
+        prompt = rollout.prompt_ids
+        together[prompt] = together.get(prompt, len(prompt)) + len(rollout.ids)
+    least, most = RANGE
+    return max(
+        min(max(least, *together.values()), most), *(tokens_of(rollouts, unit) for unit in units)
+    )
 
 
 def tokens_of(rollouts: Sequence[Rollout], rows: Sequence[int]) -> int:

@@ -37,9 +37,7 @@ from logratio.records import Rollout
 from logratio.settings import Refused
 
 SHAPES = ((0, 11, 9), (0, 11, 5), (1, 3, 4))  # prompt, its length, its completion's
-TWIN = 1e-3  # of the largest value: float32 in a few loud layers
-REAL = 1e-2  # ... in as many layers as there are; the twin is the sharper instrument
-HALF = 1e-1  # ... in 16 bits
+CLOSE = 1e-2  # of the largest; a window wider by one moves a sixth of it, rounding 2e-5
 
 
 @dataclass
@@ -66,10 +64,9 @@ class Read:
     logits: Float[Tensor, "R S V"]
     slope: Float[Tensor, "N E"]
 
-    def near(self, other: "Read", share: float) -> bool:
-        """Says whether both are the same, up to a share of the largest."""
-        pairs = ((self.logits, other.logits), (self.slope, other.slope))
-        return all(bool((a - b).abs().max() <= share * b.abs().max()) for a, b in pairs)
+    def is_near(self, other: "Read") -> bool:
+        """Says whether both are the same."""
+        return near(self.logits, other.logits) and near(self.slope, other.slope)
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,7 @@ def route_of(model: PreTrainedModel) -> Route:
 
 def probe(model: PreTrainedModel) -> Route:
     """Returns how the model is served exactly; refuses one for which neither route is."""
-    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-    windows, why = probed(model, truth_of(model), HALF if half else REAL)
+    windows, why = probed(model, truth_of(model))
     if why is None:
         try:
             small = twin(model)
@@ -102,7 +98,7 @@ def probe(model: PreTrainedModel) -> Route:
             # an architecture that is not known can fail in any way: then it takes the rows
             why = f"it can not be made small for a probe beyond its windows: {said(error)}"
         else:
-            seen, why = probed(small, truth, TWIN)
+            seen, why = probed(small, truth)
             if why is None and not windows <= seen:
                 why = "its windows can not be probed: its small twin has none"
     if why is None:
@@ -115,24 +111,48 @@ def truth_of(model: PreTrainedModel) -> Truth:
     text = sample(model)
     check_room(model, text.trees)
     with evaluating(model):
+        check_readout(model, text)
         return Truth(text, read(model, text, lambda leaf: alone(model, text, leaf)))
 
 
-def probed(model: PreTrainedModel, truth: Truth, share: float) -> tuple[set[bool], str | None]:
+@torch.no_grad()
+def check_readout(model: PreTrainedModel, text: Pack) -> None:
+    """Refuses a model whose logits are not what its head is taken to be."""
+    with eager(model):
+        logits = model(input_ids=text.ids, use_cache=False).logits[0]
+        hidden = backbone_of(model)(input_ids=text.ids, use_cache=False).last_hidden_state[0]
+    weight, bias = output_layer(model)
+    if not near(readout_of(model, 1.0).logits(hidden.to(weight.dtype), weight, bias), logits):
+        raise Refused(f"`model` is a {type(model).__name__}, whose logits are not its last hidden "
+                      "states through its output layer with the scale and cap of its config: it "
+                      "can not be trained exactly")  # fmt: skip
+
+
+def probed(model: PreTrainedModel, truth: Truth) -> tuple[set[bool], str | None]:
     """Returns whether layers with and without windows were seen, and why trees are not exact."""
     text = truth.text
     with evaluating(model):
         rows = read(model, text, lambda leaf: in_rows(model, text, leaf))
-        if not rows.near(truth.read, share):
-            raise Refused(f"`model` is a {type(model).__name__}, whose logits are not its last "
-                          "hidden states through its output layer with the scale and cap of its "
-                          "config: it can not be trained exactly")  # fmt: skip
-        return in_trees(model, text, truth.read, share)
+        if not rounded(model) and not rows.is_near(truth.read):
+            raise Refused(f"`model` is a {type(model).__name__}, for which a row depends on what "
+                          "stands behind or beside it: it is no causal language model")  # fmt: skip
+        return in_trees(model, text, truth.read)
 
 
-def in_trees(
-    model: PreTrainedModel, text: Pack, truth: Read, share: float
-) -> tuple[set[bool], str | None]:
+def rounded(model: PreTrainedModel) -> bool:
+    """Says whether a model is in 16 bits, where two exact ways can be far apart.
+
+    Its calls are watched, but only its twin's numbers are compared.
+    """
+    return output_layer(model)[0].dtype.itemsize < 4
+
+
+def near(one: Tensor, other: Tensor) -> bool:
+    """Says whether two tensors are the same, up to a share of the largest."""
+    return bool((one - other).abs().max() <= CLOSE * other.abs().max())
+
+
+def in_trees(model: PreTrainedModel, text: Pack, truth: Read) -> tuple[set[bool], str | None]:
     """Returns whether layers with and without windows were seen, and why trees are not exact."""
     if not model._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
         return set(), "its attention is its own and can not be exchanged"
@@ -148,10 +168,10 @@ def in_trees(
             called = len(plan.layers)
             return set(), f"{count} layers call our attention {called} times, not once each"
     seen = {how.window is not None for how in plans[0].layers}
-    if not packed.near(truth, share):
-        return seen, "in a pack, its logits or gradients are not those of each sequence alone"
-    if not apart.near(truth, share):
-        return seen, "decoded, its logits are not those of each sequence alone"
+    ways = {} if rounded(model) else {"in a pack": packed, "decoded": apart}
+    for way, found in ways.items():
+        if not found.is_near(truth):
+            return seen, f"{way}, its logits or gradients are not those of each sequence alone"
     return seen, None
 
 
