@@ -95,7 +95,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         wall = time.perf_counter() - start
         if done.returncode:
-            raise SystemExit(f"{job['row']['name']} {name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+            raise SystemExit(
+                f"{job['row']['name']} {name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+            )
         record = json.loads(out.read_text())
     after = usage()
     cores = os.cpu_count() or 1

@@ -7,8 +7,10 @@ one AdamW step.
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from logratio.batch import Batch
 from logratio.collate import collate
 from logratio.lab.workload import problems_of, verdict_of
 from logratio.learner import Learner, Update
-from logratio.model.load import load
+from logratio.model.load import Loaded, load, save
 from logratio.model.network import Network
 from logratio.model.scorer import score
 from logratio.objective import Objective
@@ -34,6 +36,7 @@ LOUD = 1e-6  # of the largest gradient: below it the sign of a gradient is round
 RATE = 1e-3  # so large that a step is far above the rounding of a weight
 SPREAD = 0.2  # of the log-ratios to the old and the reference log-probs
 SCALE = 1e3  # of the rewards: gradients far above the 1e-8 that Adam adds to their deviation
+GAIN = 2.0  # of a matrix: its entries have this size over the root of its columns
 LENGTHS = ((7, 16, 12, 16), (16, 3, 9, 14))
 
 
@@ -48,7 +51,23 @@ class Outcome:
 
 def gate(row: Row, model: str) -> dict[str, Any]:
     """Returns how far both trainers are apart on a small batch of a row's kind and model."""
-    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        save(loud(load(model)), Path(folder))
+        return passage(row, folder)
+
+
+def loud(loaded: Loaded) -> Loaded:
+    """Returns a model whose every token matters: at its first weights a shifted one goes unseen."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in loaded.model.parameters():
+        if parameter.dim() > 1:
+            size = GAIN * parameter.shape[-1] ** -0.5
+            parameter.data.normal_(0, size, generator=generator)
+    return loaded
+
+
+def passage(row: Row, model: str) -> dict[str, Any]:
+    """Returns the same for the model of a folder."""
     if row.kind == "dpo":
         small = replace(row, prompts=2, prompt_tokens=24, completion_tokens=16, beta=3 * row.beta)
         ours, theirs = ours_on_pairs(small, model), theirs_on_pairs(small, model)

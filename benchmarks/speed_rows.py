@@ -83,13 +83,13 @@ TINY = [
     Row(name="4.5m", model="qwen2-4.5m", prompts=4, group=8, prompt_tokens=64,
         completion_tokens=64, processes=3, ours=10, theirs=5, others=3, wanted=4.0),
     Row(name="w0", model="w0", prompts=4, group=8, prompt_tokens=128, completion_tokens=64,
-        ours=5, theirs=4, others=2),
+        cold=True),
     Row(name="w6", model="w0", prompts=4, group=8, prompt_tokens=128, completion_tokens=64,
-        ragged=True, processes=3, ours=5, theirs=4, others=2, wanted=5.0),
+        ragged=True, processes=3, cold=True, wanted=5.0),
     Row(name="w7", model="w0", prompts=4, group=8, prompt_tokens=128, completion_tokens=64,
-        beta=0.04, epochs=2, ours=5, theirs=2),
-    Row(name="d1", model="w0", kind="dpo", prompts=32, group=2, prompt_tokens=512,
-        completion_tokens=128, beta=0.1, ours=3, theirs=2),
+        beta=0.04, epochs=2, theirs=1, cold=True),
+    Row(name="d1", model="qwen2-4.5m", kind="dpo", prompts=32, group=2, prompt_tokens=512,
+        completion_tokens=128, beta=0.1, ours=3),
 ]  # fmt: skip
 ALL = [*GPT2, *TINY]
 LARGE = [

@@ -48,7 +48,7 @@ TRAINED = {
     "lora": Case(objective=grpo, model="qwen2", lora=True),
     "scalar, head and reference": Case(objective=q_function, model="gpt2"),
     "lora, its own reference": Case(objective=q_function, model="qwen2", lora=True),
-    "two micro-batches and one": Case(objective=dpo, model="qwen2", prompts=3, budget=1),
+    "two micro-batches and one": Case(objective=dpo, model="qwen2", prompts=3, budget=14),
     "one micro-batch and none": Case(objective=dpo, model="gpt2", prompts=1),
     "tied, float64": Case(objective=grpo, model="gpt2", dtype=torch.float64),
     "untied, float64": Case(objective=ppo, model="gpt_neox", dtype=torch.float64),

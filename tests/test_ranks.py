@@ -45,7 +45,7 @@ def test_every_item_counts_once_and_all_ranks_have_as_many_turns(size, count):
     ("case", "micro_batches"),
     [
         (worker.Case(objective=grpo.using(beta=0.1), model="gpt2"), 4),
-        (worker.Case(objective=dpo, model="gpt2", prompts=3, budget=1), 3),
+        (worker.Case(objective=dpo, model="gpt2", prompts=3, budget=14), 3),
         (worker.Case(objective=dpo, model="gpt2", prompts=1), 1),
     ],
 )

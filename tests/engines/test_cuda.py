@@ -84,6 +84,17 @@ def test_sisters_leave_and_rows_are_refilled(slots):
     assert sum(one.parent is not None for one in found) >= 4
 
 
+def test_a_row_that_ends_at_its_split_has_no_sister_however_long_it_stays():
+    asked = [Request(problem=WORDS[0], group=0, index=2 * n, split=3, sister=2 * n + 1)
+             for n in range(18)]  # fmt: skip
+    sampling = Sampling(max_tokens=14)
+    found, wanted = (
+        engine(kind, ends=EVERY_FIFTH).generate(asked, sampling) for kind in (Striding, Local)
+    )
+    assert said(found) == said(wanted)
+    assert any(len(one.ids) == 3 and one.finish == "stop" for one in wanted)
+
+
 def test_the_host_looks_at_every_eighth_step_or_when_something_is_due(monkeypatch):
     taken = []
     monkeypatch.setattr(Noted, "run", lambda _, one, steps, key: [one() for _ in range(steps)]
@@ -148,21 +159,21 @@ def test_a_row_that_is_done_neither_advances_nor_writes():
     """Its tokens, numbers, keys and place are what they were, whatever is computed for it."""
     network = Network(MODELS["gpt2"], needs())
     kept = Kept(Kernels(), Eager)
-    asked, model = requests_of(WORDS, samples=2), Forward(network)
-    call = Strides(asked, Sampling(max_tokens=9), slots=4, ends=frozenset(), model=model, kept=kept)
+    asked, model = requests_of(WORDS, samples=3), Forward(network)
+    call = Strides(asked, Sampling(max_tokens=9), slots=8, ends=frozenset(), model=model, kept=kept)
     with torch.no_grad():
         call.enter(model)
         call.sample(0)
-        kept.stage.settle(call.board, call.slots, 4)
-        board, lanes = kept.stage.view(4)
+        kept.stage.settle(call.board, call.slots, 8)
+        board, lanes = kept.stage.view(8)
         for _ in range(3):
             step(model, board, lanes, draw=call.draw, ends=call.stops)
         board.done[1] = True
         before = copy.deepcopy((board, lanes))
         for _ in range(3):
             step(model, board, lanes, draw=call.draw, ends=call.stops)
-    assert board.count.tolist() == [7, 4, 7, 7]
-    assert lanes.length.tolist() == [6, 3, 6, 6]
+    assert board.count.tolist() == [7, 4, 7, 7, 7, 7, 1, 1]  # two that are no rows at all
+    assert lanes.length.tolist() == [6, 3, 6, 6, 6, 6, 0, 0]
     assert_close(board.ids[1, :4], before[0].ids[1, :4], rtol=0, atol=0)
     assert_close(board.numbers[1, :4], before[0].numbers[1, :4], rtol=0, atol=0)
     for layer, buffers in lanes.suffix.layers.items():

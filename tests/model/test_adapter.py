@@ -124,7 +124,7 @@ def test_a_reader_asks_for_what_it_needs():
 @every_model
 @old_name
 def test_a_saved_adapter_comes_back_and_is_pefts_own(name, tmp_path):
-    import peft  # noqa: PLC0415 (an extra)
+    import peft  # slow, and here only
 
     model = adapted(name)
     adapter.save(model, tmp_path)
@@ -156,7 +156,7 @@ def test_a_merged_model_is_a_plain_one_with_the_same_greedy_text(preset, tmp_pat
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert not adapter.adapted(plain)
     assert_close(plain(ids).logits, said, rtol=1e-4, atol=1e-4)
-    text = plain.generate(ids, **greedy)
+    text = plain.generate(ids, **greedy)  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(text, loaded.model.generate(ids, **greedy))
     with adapter.off(loaded.model):
         assert not torch.equal(text, loaded.model.generate(ids, **greedy))
@@ -201,10 +201,13 @@ def test_the_engine_samples_from_the_adapted_policy(name):
     made = engine.generate(requests_of(problems, samples=4, seed=3), sampling)
     assert len({one.ids for one in made}) > 4
     truth, base = score(network, made), score(Unadapted(network), made)
-    for place, one in enumerate(made):
-        said = truth["logp"][place, : len(one.ids)]
-        # decoding and training sum in different orders, in float32
-        assert_close(torch.tensor(one.old), said, rtol=0, atol=1e-4)
+    apart = [
+        (torch.tensor(one.old) - truth["logp"][place, : len(one.ids)]).abs()
+        for place, one in enumerate(made)
+    ]
+    # decoding and training sum in different orders, in float32
+    assert torch.cat(apart).mean() < 1e-5
+    assert torch.cat(apart).max() < 1e-4
     assert (truth["logp"] - base["logp"]).abs().mean() > 0.1
 
 

@@ -5,6 +5,7 @@ beside the gigabytes of a real model, are scaled down with it.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def allocations(learner, batch, rows):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         learner.update(batch, rows)
     events = [one for one in found.profiler.kineto_results.events() if one.name() == "[memory]"]
-    return [one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())]
+    ordered: list[Any] = sorted(events, key=lambda one: one.start_ns())
+    return [one.nbytes() for one in ordered]
 
 
 def peak(sizes):
@@ -129,15 +131,14 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from model import test_memory
-test_memory.report(int(sys.argv[2]))
+print(*test_memory.taken(int(sys.argv[2])))
 """
 
 
-def report(words):
-    """Prints what two updates at full size added to this process, and what of it is accounted."""
-    torch.set_num_threads(2)
-    learner, batch, rows = setting(words, groups=32, width=256, layers=8)
-    before = memory.held()
+def taken(words):
+    """Returns what this process held at most, and what of it the head's size accounts for."""
+    learner, batch, rows = setting(words, groups=32, layers=32)
     learner.update(batch, rows)
     learner.update(batch, rows)
     own = sum(4 * one.numel() for one in learner.parameters)
+    return memory.most(), 4 * own + 4 * words * WIDTH

@@ -188,7 +188,7 @@ def test_scoring_leaves_dropout_off_and_the_mode_as_it_was():
     policy = network(Needs())
     said = score(policy, ROWS)["logp"]
     policy.train()
-    policy.model.transformer.drop.p = 0.5
+    policy.model.get_submodule("transformer.drop").p = 0.5  # pyright: ignore[reportArgumentType]
     assert_close(score(policy, ROWS)["logp"], said, rtol=0, atol=0)
     assert policy.training
 
@@ -226,6 +226,6 @@ def test_models_that_do_not_belong_together_are_refused():
 
 def test_a_number_that_is_none_is_an_error():
     policy = network(Needs())
-    policy.model.transformer.wte.weight.data[ROWS[1].ids[2]] = float("nan")
+    policy.model.get_input_embeddings().weight.data[ROWS[1].ids[2]] = float("nan")
     with pytest.raises(ValueError, match="`logp` is not a number in rollout"):
         score(policy, ROWS)

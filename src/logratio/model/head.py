@@ -117,7 +117,7 @@ def read(raw: Tensor, how: How, some: slice) -> tuple[Numbers, Row]:
 
 
 def turn(
-    raw: Tensor, how: How, some: slice, found: tuple[Numbers, Row], down: tuple[Row, ...]
+    raw: Tensor, how: How, some: slice, *, found: tuple[Numbers, Row], down: tuple[Row, ...]
 ) -> Tensor:
     """Returns dL/d(raw logits) of some rows, written over them; `down` is dL/d(each number)."""
     (_, _, entropy, kl), level = found
@@ -229,5 +229,5 @@ class ChunkedHead(torch.autograd.Function):
         for rows in chunks(len(hidden), len(weight), hidden.element_size()):
             found, parts = (out[:, rows], level[rows]), tuple(part[rows] for part in down)
             raw = product(hidden[rows])
-            slopes.add(turn(raw, ctx.how, rows, found, parts), rows)
+            slopes.add(turn(raw, ctx.how, rows, found=found, down=parts), rows)
         return *slopes.found(), None

@@ -66,7 +66,7 @@ class OnePass(torch.autograd.Function):
             down, *parts = slopes_of(share, [numbers, *leaves])
             total += share.detach()
             found = numbers.detach(), level
-            slopes.add(turn(raw, work.how, tokens, found, tuple(down)), tokens)
+            slopes.add(turn(raw, work.how, tokens, found=found, down=tuple(down)), tokens)
             on_others = [one + part for one, part in zip(on_others, parts, strict=True)]
         given = [one if need else None for one, need in zip(on_others, wanted, strict=True)]
         ctx.found = [*slopes.found(), *given]

@@ -63,7 +63,7 @@ def one_piece(tensors, strides, rooms, SHAPE: tl.constexpr):  # noqa: PLR0915 - 
         start = (row * HEADS + head) * rooms[1] * WIDTH
         held, carried = keys + start, values + start
     if WINDOW > 0:
-        here = here & (told + newest - position <= WINDOW)
+        here = here & (told + newest - position < WINDOW)
     group, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     target = (row * HEADS * GROUP + head * GROUP + group) * tl.num_programs(2) + number
     level = tl.full([ROWS], float("-inf"), WIDE)
